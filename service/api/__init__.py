@@ -1,0 +1,15 @@
+"""The HTTP interface, one file a resource."""
+
+from __future__ import annotations
+
+from service.api import annotate, batches, export, gold, health, reviews, schemas
+
+routers = (
+    annotate.router,
+    batches.router,
+    schemas.router,
+    gold.router,
+    reviews.router,
+    export.router,
+    health.router,
+)

@@ -1,0 +1,62 @@
+"""The service: settings in, an ASGI application out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy import Engine as Database
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from service import api
+from service.auth import Guard
+from service.engine import Engine
+from service.errors import ServiceError
+from service.failures import handle
+from service.middleware import Edge, Limits
+from service.running import Running
+from service.settings import Settings
+
+DESCRIPTION = """
+Labels texts with an open language model, says how sure it is of every label, and hands people exactly the items that
+need them. Offsets are Unicode code points, end exclusive, in the text as received; spans also carry UTF-16 offsets.
+Every error is `{"error": code, "detail": {"message": …}}`.
+"""
+
+
+def create_app(settings: Settings, engine: Engine | None = None, database: Database | None = None) -> FastAPI:
+    """The application. engine, database: to be used instead of those that the settings name; they stay the caller's.
+
+    Raises ServiceError where the settings, keys or prompts cannot work.
+    """
+    running = Running(settings, engine, database)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with running.lifespan():
+            yield
+
+    app = FastAPI(
+        title="Concord",
+        summary="Text annotation with stated confidence",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        # The pages that show the API load their scripts from elsewhere, which nothing here may do.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(Edge, observe=running.metrics.observe),
+            Middleware(Guard, keys=running.keys),
+            Middleware(Limits, largest=settings.max_body),
+        ],
+        exception_handlers=dict.fromkeys((ServiceError, HTTPException, RequestValidationError), handle),
+    )
+    app.state.running = running
+    for router in api.routers:
+        app.include_router(router)
+    return app

@@ -1,0 +1,465 @@
+"""The embedded engine: a transformers model in this process, on a CPU, with a grammar for every text.
+
+What makes it fast on two cores, in order of effect:
+- Rows are batched continuously: a finished text leaves and the next one enters between two steps, and the
+  first tokens of new texts are computed in the same pass as the next tokens of those under way. Nothing is
+  padded in the linear layers: the tokens of all rows are laid end to end.
+- The beginning that the prompts share (instructions, label lists) is computed once and attended to by all rows.
+- The grammar's mask is known before the logits, so the output layer is applied to the allowed tokens alone.
+The last two change no number: attention is over the same keys, the softmax over the same allowed tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llguidance
+import llguidance.torch
+import numpy as np
+import outlines
+import torch
+from numpy.typing import NDArray
+from outlines.backends.llguidance import LLGuidanceBackend
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+
+from service.engine import CANARY, CANARY_PATTERN, TOP, Completion, Identity, Request, Token
+from service.engine.embedded import fingerprint, model_folder
+from service.engine.tokenizer import Tokenizer
+from service.errors import EngineError
+from service.settings import Settings
+
+ROWS = 48  # more rows help little on few cores and delay the first answer
+POSITIONS = 24_000  # keys held for all rows together; about 1.1 GB for the embedded model
+SHARED = 16  # shortest beginning worth sharing, in tokens
+PREFIXES = 8  # beginnings kept
+
+Answer = Completion | EngineError
+
+
+class Transformers:
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+        where = model_folder(settings)
+        self.tokenizer = Tokenizer(where, settings.revision)
+        model = _load(where, settings.revision)
+        revision = fingerprint(where) if isinstance(where, Path) else settings.revision or str(model.config._commit_hash)
+        self.identity = Identity("transformers", settings.model, revision)
+        self.in_flight = settings.in_flight or ROWS
+        self._batcher = _Batcher(model, self.tokenizer, self.in_flight)
+
+    async def complete(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Answer]]:
+        loop = asyncio.get_running_loop()
+        answers: asyncio.Queue[tuple[int, Answer]] = asyncio.Queue()
+        jobs = []
+        for index, request in enumerate(requests):
+
+            def done(answer: Answer, index: int = index) -> None:
+                loop.call_soon_threadsafe(answers.put_nowait, (index, answer))
+
+            jobs.append(_Job(request, done))
+        self._batcher.submit(jobs)
+        try:
+            for _ in requests:
+                yield await answers.get()
+        finally:
+            for job in jobs:
+                job.cancelled = True
+
+    async def ready(self) -> None:
+        async for _, answer in self.complete([CANARY]):
+            if isinstance(answer, EngineError):
+                raise answer
+            if not re.fullmatch(CANARY_PATTERN, answer.text):
+                raise EngineError("the constraint does not bite", retryable=False, hint="reinstall llguidance")
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._batcher.close)
+
+
+def _load(where: Path | str, revision: str) -> PreTrainedModel:
+    # bfloat16 is emulated, and three times slower than float32, on processors that lack it.
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() != "AVX2"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(where), revision=revision or "main", dtype=torch.bfloat16 if native else torch.float32
+        )
+    except OSError as error:
+        raise EngineError(f"cannot load the model {where}: {error}", retryable=False, hint="set CONCORD_MODEL") from error
+    AttentionInterface.register("concord", _attend)
+    model.set_attn_implementation("concord")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+@dataclass(eq=False)
+class _Job:
+    """One request on its way through the batcher."""
+
+    request: Request
+    done: Callable[[Answer], None]
+    ids: list[int] = field(default_factory=list)
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
+class _Row:
+    """One text under way. pending: tokens not yet computed; length: keys already held beyond the shared beginning."""
+
+    job: _Job
+    matcher: llguidance.LLMatcher
+    pending: list[int]
+    length: int = 0
+    tokens: list[Token] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A beginning that prompts share. keys, values: (layers, heads, len(ids), head size)."""
+
+    ids: tuple[int, ...]
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What attention must know of one forward pass over the laid-out tokens of rows 0 … n-1 of the store.
+
+    keys, values: the store, (layers, rows, heads, positions, head size).
+    row, position: for each token, its row and its place among the row's own keys.
+    """
+
+    prefix: _Prefix | None
+    keys: torch.Tensor
+    values: torch.Tensor
+    row: torch.Tensor
+    position: torch.Tensor
+    groups: tuple[_Group, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows `first` to `last` of a pass that have up to `width` new tokens each.
+
+    token: (rows, width) index of each token in the pass, padded by repeating one.
+    place: for each real token of the group, its index in the flattened (rows × width), and `source` in the pass.
+    visible: (rows, 1, width, positions) which own keys each query sees.
+    """
+
+    first: int
+    last: int
+    token: torch.Tensor
+    place: torch.Tensor
+    source: torch.Tensor
+    visible: torch.Tensor
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    concord: _Pass,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of laid-out tokens: each row over the shared beginning and its own keys.
+
+    query (1, query heads, tokens, head size), key and value (1, key heads, tokens, head size); the result is
+    (1, tokens, query heads, head size).
+    """
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = concord.keys[layer], concord.values[layer]
+    keys[concord.row, :, concord.position] = key[0].transpose(0, 1)
+    values[concord.row, :, concord.position] = value[0].transpose(0, 1)
+    heads, tokens, size = query.shape[1:]
+    shared = keys.shape[1]
+    queries = query[0].transpose(0, 1).reshape(tokens, shared, heads // shared, size) * scaling
+    output = torch.empty_like(queries)
+    for group in concord.groups:
+        rows, width = group.token.shape
+        reach = group.visible.shape[-1]
+        own_keys = keys[group.first : group.last, :, :reach]
+        own_values = values[group.first : group.last, :, :reach]
+        # (rows, key heads, queries of the group sharing a key head × width, head size)
+        q = queries[group.token].permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
+        scores = q @ own_keys.transpose(2, 3)
+        scores = scores.view(rows, shared, -1, width, reach)
+        scores.masked_fill_(~group.visible[:, :, None], float("-inf"))
+        scores = scores.view(rows, shared, -1, reach)
+        if concord.prefix is None:
+            mixed = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ own_values
+        else:
+            begin = concord.prefix.keys.shape[2]
+            together = q.transpose(0, 1).reshape(shared, -1, size)
+            ahead = (together @ concord.prefix.keys[layer].transpose(1, 2)).view(shared, rows, -1, begin).transpose(0, 1)
+            weights = torch.softmax(torch.cat([ahead, scores], -1), -1, dtype=torch.float32).to(q.dtype)
+            behind = weights[..., :begin].transpose(0, 1).reshape(shared, -1, begin) @ concord.prefix.values[layer]
+            mixed = behind.view(shared, rows, -1, size).transpose(0, 1) + weights[..., begin:] @ own_values
+        flat = mixed.view(rows, shared, -1, width, size).permute(0, 3, 1, 2, 4).reshape(rows * width, shared, -1, size)
+        output[group.source] = flat[group.place]
+    return output.view(1, tokens, heads, size), None
+
+
+class _Batcher:
+    """A thread that keeps rows under way: it admits jobs, computes a step for all rows, and hands out answers."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, rows: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        config = model.config
+        self._layers = int(config.num_hidden_layers)
+        self._heads = int(config.num_key_value_heads)
+        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self._limit = int(config.max_position_embeddings)
+        self._output: torch.Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr, assignment]
+        # The tokenizer as outlines prepares it for its llguidance backend; its logits processor holds one grammar
+        # for all rows and masks the whole vocabulary, so the matchers are driven here, one a row.
+        wrapped = outlines.from_transformers(model, tokenizer.hf)  # type: ignore[arg-type]
+        self._llg = LLGuidanceBackend(wrapped).llg_tokenizer
+        self._executor = llguidance.LLExecutor(num_threads=torch.get_num_threads())
+        self._capacity = rows
+        self._rows: list[_Row] = []
+        self._keys, self._values = self._store(0, 0)
+        self._prefix: _Prefix | None = None
+        self._prefixes: deque[_Prefix] = deque(maxlen=PREFIXES)
+        self._queue: deque[_Job] = deque()
+        self._signal = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="concord-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[_Job]) -> None:
+        with self._signal:
+            closed = self._closed
+            if not closed:
+                self._queue.extend(jobs)
+                self._signal.notify()
+        if closed:
+            _answer_all(jobs, EngineError("the engine is closed", retryable=True))
+
+    def close(self) -> None:
+        with self._signal:
+            self._closed = True
+            self._signal.notify()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._wait():
+                try:
+                    self._admit()
+                    if self._rows:
+                        self._step()
+                except Exception as error:  # the thread must outlive whatever one step meets
+                    self._fail(error)
+        _answer_all([row.job for row in self._rows] + list(self._queue), EngineError("the engine is closed", retryable=True))
+
+    def _wait(self) -> bool:
+        """Return when there is work; False when the engine is closed."""
+        with self._signal:
+            while not self._queue and not self._rows and not self._closed:
+                self._signal.wait()
+            return not self._closed
+
+    def _fail(self, error: Exception) -> None:
+        """Answer the rows under way, or else the job that could not be admitted, with the error."""
+        jobs = [row.job for row in self._rows] or [self._queue.popleft()]
+        self._rows = []
+        _answer_all(jobs, EngineError(f"the engine failed: {error!r}", retryable=True))
+
+    def _admit(self) -> None:
+        """Move jobs from the queue into free rows, as long as they share the beginning of the rows under way."""
+        while self._queue and len(self._rows) < self._capacity:
+            job = self._queue[0]
+            if job.cancelled or not self._encode(job):
+                self._queue.popleft()
+                continue
+            if not self._rows:
+                self._prefix = self._choose_prefix(job)
+            begin = self._prefix.ids if self._prefix else ()
+            if tuple(job.ids[: len(begin)]) != begin or not self._room(job, len(begin)):
+                return  # the rows under way finish first: order is kept, and nobody starves
+            matcher = llguidance.LLMatcher(self._llg, job.request.grammar, log_level=0)
+            self._queue.popleft()
+            if matcher.is_error():
+                job.done(EngineError(f"bad grammar: {matcher.get_error()}", retryable=False))
+            else:
+                self._rows.append(_Row(job, matcher, job.ids[len(begin) :]))
+
+    def _encode(self, job: _Job) -> bool:
+        """Tokenise the job once; False, with its answer given, where it cannot be run."""
+        if job.ids:
+            return True
+        try:
+            job.ids = self._tokenizer.encode(job.request.messages)
+            if len(job.ids) + job.request.max_tokens <= self._limit:
+                return True
+            message = f"the prompt has {len(job.ids)} tokens, the model reads {self._limit} with the answer"
+            error = EngineError(message, retryable=False, hint="use fewer labels or shorter definitions")
+        except Exception as reason:  # a tokenizer may refuse a text; that is the text's failure alone
+            error = EngineError(f"cannot tokenise the prompt: {reason!r}", retryable=False)
+        job.cancelled = True
+        job.done(error)
+        return False
+
+    def _room(self, job: _Job, begin: int) -> bool:
+        """Make room for one more row; False when the keys of all rows together would get too many."""
+        need = len(job.ids) - begin + job.request.max_tokens
+        held = self._keys.shape[3]
+        wide = max(held, -(-need // 64) * 64)
+        if self._rows and wide * (len(self._rows) + 1) > POSITIONS:
+            return False
+        if not self._rows and held * self._capacity > POSITIONS and need < held:
+            wide = -(-need // 64) * 64  # an outsize text has left; go back to a store of the usual width
+        rows = max(1, min(self._capacity, POSITIONS // wide))
+        if (rows, wide) != (self._keys.shape[1], held):
+            keys, values = self._store(rows, wide)
+            kept, width = len(self._rows), min(wide, held)
+            keys[:, :kept, :, :width] = self._keys[:, :kept, :, :width]
+            values[:, :kept, :, :width] = self._values[:, :kept, :, :width]
+            self._keys, self._values = keys, values
+        return True
+
+    def _store(self, rows: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (self._layers, rows, self._heads, positions, self._size)
+        return torch.zeros(shape, dtype=self._model.dtype), torch.zeros(shape, dtype=self._model.dtype)
+
+    def _choose_prefix(self, job: _Job) -> _Prefix | None:
+        """The beginning that the job shares with those waiting behind it, or with one computed before.
+
+        A job that waits alone is taken whole; the next one cuts that beginning back to what they share.
+        """
+        waiting = [other for other in list(self._queue)[1 : 2 * self._capacity] if self._encode(other)]
+        common = [length for other in waiting if (length := _common(job.ids, other.ids)) >= SHARED]
+        shared = min([*common, len(job.ids) - 1])
+        known = max(self._prefixes, key=lambda prefix: _common(prefix.ids, job.ids), default=None)
+        if known:
+            length = min(_common(known.ids, job.ids), shared)
+            # Texts that happen to begin alike must not make a new beginning, nor a stranger cut a good one short.
+            if length >= max(SHARED, len(known.ids) // 2) and (not common or length >= 0.8 * shared):
+                if length < len(known.ids):
+                    self._prefixes.remove(known)
+                    known = _Prefix(known.ids[:length], known.keys[:, :, :length], known.values[:, :, :length])
+                    self._prefixes.append(known)
+                return known
+        if shared < SHARED:
+            return None
+        chosen = self._compute_prefix(job.ids[:shared])
+        self._prefixes.append(chosen)
+        return chosen
+
+    def _compute_prefix(self, ids: Sequence[int]) -> _Prefix:
+        keys, values = self._store(1, len(ids))
+        self._prefix = None
+        self._forward([(0, ids, 0)], keys, values)
+        return _Prefix(tuple(ids), keys[:, 0].clone(), values[:, 0].clone())
+
+    def _step(self) -> None:
+        """Compute the pending tokens of all rows, and each row's next token."""
+        jobs = [(number, row.pending, row.length) for number, row in enumerate(self._rows)]
+        hidden = self._forward(jobs, self._keys, self._values)
+        for row in self._rows:
+            row.length += len(row.pending)
+        mask = llguidance.torch.allocate_token_bitmask(len(self._rows), self._llg.vocab_size)
+        matchers = [(row.matcher, number) for number, row in enumerate(self._rows)]
+        llguidance.torch.fill_next_token_bitmask_par(self._executor, matchers, mask)
+        bits = np.unpackbits(mask.numpy().view(np.uint8), axis=1, bitorder="little")
+        going = [self._advance(row, hidden[number], bits[number]) for number, row in enumerate(self._rows)]
+        for number in reversed(range(len(self._rows))):
+            if not going[number]:
+                self._remove(number)
+
+    def _advance(self, row: _Row, hidden: torch.Tensor, bits: NDArray[np.uint8]) -> bool:
+        """Choose the row's next token among the allowed ones; False when the row is finished."""
+        allowed = torch.from_numpy(np.flatnonzero(bits[: self._output.shape[0]]))
+        if len(allowed) == 0:
+            row.job.done(EngineError(f"the grammar allows no token: {row.matcher.get_error()}", retryable=False))
+            return False
+        logprobs = torch.log_softmax((self._output[allowed] @ hidden).float(), -1)
+        best = torch.topk(logprobs, min(TOP, len(allowed)))
+        data = [self._tokenizer.data(int(token)) for token in allowed[best.indices]]
+        top = tuple(zip(data, (min(0.0, x) for x in best.values.tolist()), strict=True))
+        chosen = int(allowed[best.indices[0]])
+        row.tokens.append(Token(top[0][0], top[0][1], top))
+        row.matcher.consume_token(chosen)
+        row.pending = [chosen]
+        ended = chosen in self._tokenizer.control
+        if ended or len(row.tokens) >= row.job.request.max_tokens or row.job.cancelled:
+            finish = "stop" if ended else "length"
+            row.job.done(Completion(tuple(row.tokens), finish, len(row.job.ids)))  # type: ignore[arg-type]
+            return False
+        return True
+
+    def _remove(self, number: int) -> None:
+        """Take a row out; the last one moves into its place, so that the rows stay a slice of the store."""
+        last = len(self._rows) - 1
+        if number != last:
+            length = self._rows[last].length
+            self._keys[:, number, :, :length] = self._keys[:, last, :, :length]
+            self._values[:, number, :, :length] = self._values[:, last, :, :length]
+            self._rows[number] = self._rows[last]
+        self._rows.pop()
+
+    def _forward(
+        self, jobs: Sequence[tuple[int, Sequence[int], int]], keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """Run (row, tokens, place of the first) through the model; the last hidden state of each, (rows, hidden)."""
+        begin = len(self._prefix.ids) if self._prefix else 0
+        counts = [len(ids) for _, ids, _ in jobs]
+        ids = torch.tensor([token for _, tokens, _ in jobs for token in tokens])
+        row = torch.repeat_interleave(torch.tensor([number for number, _, _ in jobs]), torch.tensor(counts))
+        position = torch.cat([torch.arange(start, start + len(tokens)) for _, tokens, start in jobs])
+        groups = _groups(counts, [start for _, _, start in jobs])
+        state = self._model.base_model(
+            input_ids=ids[None],
+            position_ids=(position + begin)[None],
+            use_cache=False,
+            concord=_Pass(self._prefix, keys, values, row, position, groups),
+        ).last_hidden_state[0]
+        result: torch.Tensor = state[torch.tensor(counts).cumsum(0) - 1]
+        return result
+
+
+def _groups(counts: Sequence[int], starts: Sequence[int]) -> tuple[_Group, ...]:
+    """The rows of a pass in two groups, each with little padding: those that are continued by one token, then the new.
+
+    New rows enter behind the others, so that each group is a slice of the store.
+    """
+    single = next((i for i, count in enumerate(counts) if count > 1), len(counts))
+    bounds = [(first, last) for first, last in ((0, single), (single, len(counts))) if first < last]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    groups = []
+    for first, last in bounds:
+        width = max(counts[first:last])
+        reach = max(start + count for start, count in zip(starts[first:last], counts[first:last], strict=True))
+        steps = torch.arange(width)
+        count = torch.tensor(counts[first:last])[:, None]
+        start = torch.tensor(starts[first:last])[:, None]
+        offset = torch.from_numpy(offsets[first:last])[:, None]
+        real = steps < count
+        token = offset + torch.minimum(steps.expand_as(real), count - 1)
+        seen = torch.minimum(start + steps, start + count - 1)  # a padding query sees what the last real one sees
+        visible = torch.arange(reach) <= seen[:, :, None]
+        place = real.flatten().nonzero()[:, 0]
+        groups.append(_Group(first, last, token, place, token.flatten()[place], visible[:, None]))
+    return tuple(groups)
+
+
+def _answer_all(jobs: Sequence[_Job], error: EngineError) -> None:
+    for job in jobs:
+        job.done(error)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the beginning that two sequences share."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

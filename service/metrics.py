@@ -1,0 +1,108 @@
+"""What Prometheus reads. Labels are routes, states and outcomes: never a text, a name or a key."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine as Database
+from sqlalchemy import func
+from sqlmodel import col, select
+
+from service import db
+from service.annotate import Annotated, Failure, Plan, annotate
+from service.engine import Engine
+from service.errors import Unavailable
+from service.models import Batch, Item, State
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+COUNT_SECONDS = 15.0  # for which the counts of the tables are good: a count reads an index from end to end
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+disable_created_metrics()  # one series more for each, of no use here
+
+
+class Metrics:
+    """One registry an app. `on_failure` is called whenever the engine failed where it should not have."""
+
+    def __init__(self, database: Callable[[], Database | None], reason: Callable[[], str | None]) -> None:
+        self.registry = CollectorRegistry()
+        self.on_failure: Callable[[], None] = lambda: None
+        self._requests = Histogram(
+            "concord_request_seconds",
+            "Duration of requests",
+            ("method", "route", "status"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._texts = Counter(
+            "concord_texts", "Texts that came back from the engine, by outcome", ("outcome",), registry=self.registry
+        )
+        self._tokens = Counter("concord_output_tokens", "Tokens that the engine wrote", registry=self.registry)
+        self.registry.register(_Gauges(database, reason))
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        known = method if method in METHODS else "other"
+        self._requests.labels(known, route, str(status or 499)).observe(seconds)  # 499: left before the answer
+
+    async def annotate(
+        self, texts: Sequence[str], plan: Plan, engine: Engine
+    ) -> AsyncIterator[tuple[int, Annotated | Failure]]:
+        """`annotate`, counted."""
+        async for index, outcome in annotate(texts, plan, engine):
+            if isinstance(outcome, Failure):
+                self._texts.labels("engine_failed" if outcome.retryable else outcome.code.value).inc()
+                if outcome.retryable:
+                    self.on_failure()
+            else:
+                self._texts.labels("labelled").inc()
+                self._tokens.inc(outcome.tokens)
+            yield index, outcome
+
+
+class _Gauges(Collector):
+    """What is read off when asked: readiness, items by state, batches with work left."""
+
+    def __init__(self, database: Callable[[], Database | None], reason: Callable[[], str | None]) -> None:
+        self._database = database
+        self._reason = reason
+        self._lock = threading.Lock()
+        self._counted = 0.0
+        self._items: dict[str, int] = {}
+        self._batches = (0, 0)
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("concord_ready", "Whether the engine is ready", 0 if self._reason() else 1)
+        database = self._database()
+        if database is None:
+            return
+        try:
+            items, (batches, unfinished) = self._count(database)
+        except Unavailable:
+            return  # the counts are missing, which alerts can see; what else there is to know is still told
+        by_state = GaugeMetricFamily("concord_items", "Items by state", labels=("state",))
+        for state in State:
+            by_state.add_metric((state.value,), items.get(state.value, 0))
+        yield by_state
+        yield GaugeMetricFamily("concord_batches", "Batches", batches)
+        yield GaugeMetricFamily("concord_batches_unfinished", "Batches with items queued or with a worker", unfinished)
+
+    def _count(self, database: Database) -> tuple[dict[str, int], tuple[int, int]]:
+        with self._lock:
+            if not self._items or time.monotonic() - self._counted > COUNT_SECONDS:
+                with db.read(database) as session:
+                    self._items = dict(session.exec(select(Item.state, func.count()).group_by(Item.state)).all())
+                    open_items = col(Item.state).in_((State.queued, State.leased))
+                    unfinished = select(func.count(func.distinct(Item.batch_id))).where(open_items)
+                    batches = session.exec(select(func.count()).select_from(Batch)).one()
+                    self._batches = (batches, session.exec(unfinished).one())
+                self._counted = time.monotonic()
+            return self._items, self._batches

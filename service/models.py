@@ -1,0 +1,202 @@
+"""The tables. What comes from outside enters as a `…Create` and never builds a row directly."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import JSON, DateTime, Index, Text, TypeDecorator, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+from sqlmodel import Column, Field, SQLModel
+
+Document = JSON().with_variant(JSONB(), "postgresql")
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware times in UTC, also from SQLite, which forgets the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def fingerprint(text: str) -> str:
+    """`text_sha256`: equal for equal texts, code point for code point; nothing is normalised."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# The parts of the item table that are asked for again and again. As literal SQL, since an index on part of a table
+# serves no bound values.
+QUEUED = text("state = 'queued'")
+LEASED = text("state = 'leased'")
+FOR_PEOPLE = text("state IN ('review', 'audit')")
+HELD = text("state IN ('review', 'audit') AND lease_owner IS NOT NULL")
+
+
+class State(StrEnum):
+    """An item is in exactly one of these at any moment."""
+
+    queued = "queued"
+    leased = "leased"  # a worker holds it
+    accepted = "accepted"
+    review = "review"  # a person must settle it
+    audit = "audit"  # accepted, and a person looks all the same
+    resolved = "resolved"  # a person has settled it
+    cancelled = "cancelled"
+
+
+class SchemaVersion(SQLModel, table=True):
+    """A schema as it was used; the same name and version never mean two things."""
+
+    __tablename__ = "schema_version"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(max_length=40)
+    version: int
+    sha256: str = Field(max_length=64, unique=True)
+    body: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Recipe(SQLModel, table=True):
+    """Everything that decided a label, by its hash."""
+
+    sha256: str = Field(primary_key=True, max_length=64)
+    body: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Batch(SQLModel, table=True):
+    """What came in with one POST. key: the client's Idempotency-Key, or the hash of the content."""
+
+    __table_args__ = (UniqueConstraint("client", "key"),)
+
+    id: str = Field(default_factory=lambda: uuid4().hex, primary_key=True, max_length=32)
+    client: str = Field(max_length=100)
+    key: str = Field(max_length=200)
+    content_sha256: str = Field(max_length=64)
+    schema_id: int = Field(foreign_key="schema_version.id")
+    prompt: str = Field(max_length=100)
+    policy: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    gold: str | None = Field(default=None, max_length=100)
+    total: int
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+    claimed_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))  # last, for fair turns
+    cancelled_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class Item(SQLModel, table=True):
+    """One text of a batch, and its place in the queue.
+
+    fence: raised at every claim; whoever writes must name it, so that a late worker's result is dropped.
+    attempt: claims so far, less those that were given back through no fault of the item.
+    priority: place among the items that wait for a person, least first; `review.priority` says it, `queue.store` writes it.
+    """
+
+    __table_args__ = (
+        UniqueConstraint("batch_id", "position"),
+        Index("ix_item_queued", "batch_id", "attempt", "position", sqlite_where=QUEUED, postgresql_where=QUEUED),
+        Index("ix_item_leased", "lease_owner", "lease_until", sqlite_where=LEASED, postgresql_where=LEASED),
+        # Not (batch, state, …): before its first ANALYZE PostgreSQL would prefer that to ix_item_queued, and sort.
+        Index("ix_item_progress", "batch_id", "updated_at", "state"),
+        Index("ix_item_text", "text_sha256"),
+        Index("ix_item_for_people", "priority", "id", sqlite_where=FOR_PEOPLE, postgresql_where=FOR_PEOPLE),
+        Index("ix_item_held", "lease_owner", sqlite_where=HELD, postgresql_where=HELD),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    batch_id: str = Field(foreign_key="batch.id", max_length=32)
+    position: int
+    ref: str = Field(max_length=200)  # the client's id of the text, or its position
+    text: str = Field(sa_column=Column(Text, nullable=False))
+    text_sha256: str = Field(max_length=64)
+    meta: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # as sent, order and all
+    state: str = Field(default=State.queued, max_length=16)
+    attempt: int = 0
+    fence: int = 0
+    lease_owner: str | None = Field(default=None, max_length=100)
+    lease_until: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    priority: float = 0.0
+    updated_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Annotation(SQLModel, table=True):
+    """What one recipe said of one item for one task: a Choice or Mentions as JSON."""
+
+    __table_args__ = (UniqueConstraint("item_id", "task", "recipe"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    item_id: int = Field(foreign_key="item.id")
+    task: str = Field(max_length=40)
+    recipe: str = Field(foreign_key="recipe.sha256", max_length=64)
+    value: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class ItemDecision(SQLModel, table=True):
+    """The decision on an item: outcome, reasons and the numbers behind them."""
+
+    __tablename__ = "decision"
+
+    item_id: int = Field(primary_key=True, foreign_key="item.id")
+    recipe: str | None = Field(default=None, foreign_key="recipe.sha256", max_length=64)
+    outcome: str = Field(max_length=16)
+    reasons: list[dict[str, Any]] = Field(sa_column=Column(Document, nullable=False))
+    inclusion: float | None = None
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Review(SQLModel, table=True):
+    """A person's answer to an item: the labels that stand."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    item_id: int = Field(foreign_key="item.id", index=True)
+    reviewer: str = Field(max_length=100)
+    changed: bool  # whether the person's labels differ from the model's
+    labels: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    note: str = Field(default="", sa_column=Column(Text, nullable=False))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class GoldItem(SQLModel, table=True):
+    """One text of a named gold set, with the labels that people agreed on, in the form of a result row."""
+
+    __tablename__ = "gold_item"
+    __table_args__ = (UniqueConstraint("gold", "ref"), Index("ix_gold_text", "gold", "text_sha256"))
+
+    id: int | None = Field(default=None, primary_key=True)
+    gold: str = Field(max_length=100)
+    ref: str = Field(max_length=200)
+    text: str = Field(sa_column=Column(Text, nullable=False))
+    text_sha256: str = Field(max_length=64)
+    labels: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Measurement(SQLModel, table=True):
+    """How often a recipe's uses of a label agreed with a gold set; what `low_agreement` is judged by."""
+
+    __table_args__ = (UniqueConstraint("recipe", "gold", "task", "label"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    recipe: str = Field(foreign_key="recipe.sha256", max_length=64)
+    gold: str = Field(max_length=100)
+    task: str = Field(max_length=40)
+    label: str = Field(max_length=100)
+    agreed: int
+    uses: int
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))

@@ -1,0 +1,196 @@
+"""Who decides an item: the service alone, or a person. Every threshold has its one home here.
+
+`decide` is pure: labels, policy and what was measured go in, a decision with its reasons and the very
+numbers behind them comes out; the review desk shows those numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.labels import Labels, Probability
+
+
+class Outcome(StrEnum):
+    accepted = "accepted"
+    review = "review"
+    audit = "audit"  # accepted, and drawn at random to be looked at by a person all the same
+
+
+class Code(StrEnum):
+    low_confidence = "low_confidence"
+    ambiguous = "ambiguous"
+    low_agreement = "low_agreement"
+    gold_mismatch = "gold_mismatch"
+    ungrounded = "ungrounded"
+    truncated = "truncated"
+    failed = "failed"
+    audit = "audit"
+
+
+class Policy(BaseModel):
+    """When labels are accepted without a person. Compared as: below the threshold goes to review."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    choice_confidence: Probability = Field(0.6, description="least probability of a chosen label")
+    choice_margin: Probability = Field(0.2, description="least distance of a chosen label to the runner-up")
+    span_confidence: Probability = Field(0.4, description="least probability of a mention, boundaries and label together")
+    complete: Probability = Field(0.5, description="least probability that no mention was missed")
+    label_agreement: Probability = Field(0.5, description="least share of a label's uses that agreed with gold")
+    label_agreement_uses: Annotated[int, Field(ge=1)] = Field(
+        20, description="uses of a label on gold below which its agreement is not judged"
+    )
+    audit_share: Probability = Field(0.02, description="share of accepted items that a person sees all the same, at random")
+
+
+class Reason(BaseModel):
+    """Why a person should look: what was measured (`value`) against what was asked (`threshold`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: Code
+    task: str | None = None
+    label: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    detail: str = ""
+
+
+class Decision(BaseModel):
+    """inclusion: the probability with which an accepted item is drawn for the audit; None for a routed one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcome: Outcome
+    reasons: tuple[Reason, ...] = ()
+    inclusion: Probability | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How often uses of a label agreed with gold."""
+
+    agreed: int
+    uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of an item besides its labels.
+
+    draw: uniform in [0, 1), the item's lot in the audit, from `lot`.
+    gold: the labels that people agreed on, where the text is a gold text.
+    measured: agreement by (task, label) of this recipe on gold.
+    truncated: the completion was cut off, so that something may be missing.
+    """
+
+    draw: float
+    gold: Labels | None = None
+    measured: Mapping[tuple[str, str], Measured] = field(default_factory=dict)
+    truncated: bool = False
+
+
+def lot(seed: int, batch: str, position: int) -> float:
+    """The item's place in the audit draw: uniform in [0, 1), the same for the same seed, batch and position."""
+    digest = hashlib.sha256(f"{seed}:{batch}:{position}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def decide(labels: Labels, policy: Policy, evidence: Evidence) -> Decision:
+    """Accepted where nothing speaks against it; otherwise review with every reason, or audit by lot."""
+    reasons = _doubts(labels, policy)
+    reasons += _measured_doubts(labels, policy, evidence.measured)
+    if evidence.gold is not None:
+        reasons += _mismatches(labels, evidence.gold)
+    if evidence.truncated:
+        reasons.append(Reason(code=Code.truncated, detail="the answer was cut off at the token limit"))
+    if reasons:
+        return Decision(outcome=Outcome.review, reasons=tuple(reasons))
+    if evidence.draw < policy.audit_share:
+        audit = Reason(code=Code.audit, value=evidence.draw, threshold=policy.audit_share)
+        return Decision(outcome=Outcome.audit, reasons=(audit,), inclusion=policy.audit_share)
+    return Decision(outcome=Outcome.accepted, inclusion=policy.audit_share)
+
+
+def refuse(code: Code, detail: str) -> Decision:
+    """The decision for an item that could not be labelled at all: failure is data, and a person sees it."""
+    return Decision(outcome=Outcome.review, reasons=(Reason(code=code, detail=detail),))
+
+
+def _doubts(labels: Labels, policy: Policy) -> list[Reason]:
+    reasons = []
+    for task, choice in labels.choices.items():
+        margin = choice.margin
+        if choice.confidence is None or margin is None:
+            continue
+        if choice.confidence < policy.choice_confidence:
+            reasons.append(_low(task, choice.label, choice.confidence, policy.choice_confidence))
+        if margin < policy.choice_margin:
+            second = choice.alternatives[0].label if choice.alternatives else ""
+            reasons.append(
+                Reason(
+                    code=Code.ambiguous,
+                    task=task,
+                    label=choice.label,
+                    value=margin,
+                    threshold=policy.choice_margin,
+                    detail=second,
+                )
+            )
+    for task, mentions in labels.mentions.items():
+        for span in mentions.spans:
+            if span.confidence is not None and span.confidence < policy.span_confidence:
+                reasons.append(_low(task, span.label, span.confidence, policy.span_confidence, span.text))
+        if mentions.complete is not None and mentions.complete < policy.complete:
+            reasons.append(_low(task, None, mentions.complete, policy.complete, "a mention may be missing"))
+    return reasons
+
+
+def _low(task: str, label: str | None, value: float, threshold: float, detail: str = "") -> Reason:
+    return Reason(code=Code.low_confidence, task=task, label=label, value=value, threshold=threshold, detail=detail)
+
+
+def _measured_doubts(labels: Labels, policy: Policy, measured: Mapping[tuple[str, str], Measured]) -> list[Reason]:
+    used = {(task, choice.label) for task, choice in labels.choices.items()}
+    used |= {(task, span.label) for task, mentions in labels.mentions.items() for span in mentions.spans}
+    reasons = []
+    for task, label in sorted(used & measured.keys()):
+        found = measured[task, label]
+        share = found.agreed / found.uses if found.uses else 0.0
+        if found.uses >= policy.label_agreement_uses and share < policy.label_agreement:
+            detail = f"{found.agreed} of {found.uses} uses on gold"
+            reasons.append(
+                Reason(
+                    code=Code.low_agreement,
+                    task=task,
+                    label=label,
+                    value=share,
+                    threshold=policy.label_agreement,
+                    detail=detail,
+                )
+            )
+    return reasons
+
+
+def _mismatches(labels: Labels, gold: Labels) -> list[Reason]:
+    reasons = []
+    for task, choice in gold.choices.items():
+        said = labels.choices.get(task)
+        if said is not None and said.label != choice.label:
+            reasons.append(Reason(code=Code.gold_mismatch, task=task, label=said.label, detail=f"gold: {choice.label}"))
+    for task, mentions in gold.mentions.items():
+        if task not in labels.mentions:
+            continue
+        here = {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
+        there = {(span.start, span.end, span.label) for span in mentions.spans}
+        if here != there:
+            detail = f"{len(there - here)} missed, {len(here - there)} not in gold"
+            reasons.append(Reason(code=Code.gold_mismatch, task=task, detail=detail))
+    return reasons

@@ -1,0 +1,99 @@
+"""Labels as they lie in the tables, read back: what the model said of an item, in which schema, and who settled it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlmodel import Session, col, select
+
+from service.labels import Choice, Labels, Mentions
+from service.models import Annotation, Batch, Item, ItemDecision, Review, SchemaVersion
+from service.schema import Schema
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """Some rows in a fixed order. `after`: what to ask with for the next ones; None where there are no more."""
+
+    rows: list[Row]
+    after: int | None
+
+
+def storable(text: str) -> bool:
+    """Whether both databases can keep the text as it is: PostgreSQL has no NUL, UTF-8 has no lone surrogates."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def plain(labels: Labels) -> dict[str, Any]:
+    """The labels alone, as in a gold file: a choice is its label, a mention its start, end, label and text.
+
+    `labels.from_row` reads it back to the same labels, without the confidences.
+    """
+    row: dict[str, Any] = {task: choice.label for task, choice in labels.choices.items()}
+    for task, mentions in labels.mentions.items():
+        row[task] = [span.model_dump(include={"start", "end", "label", "text"}) for span in mentions.spans]
+    return row
+
+
+def least_confidence(labels: Labels) -> float | None:
+    """The least of all confidences in the labels, also that no mention was missed; None where none is stated."""
+    stated = [choice.confidence for choice in labels.choices.values()]
+    for mentions in labels.mentions.values():
+        stated += [mentions.complete, *(span.confidence for span in mentions.spans)]
+    return min((value for value in stated if value is not None), default=None)
+
+
+def key(item: Item) -> int:
+    """The id of an item that lies in the table."""
+    if item.id is None:
+        raise ValueError("the item was never stored")
+    return item.id
+
+
+def schemas(session: Session, batches: Iterable[str]) -> dict[str, Schema]:
+    """The schema of each of these batches, as it was when they came in."""
+    query = (
+        select(Batch.id, SchemaVersion.id, SchemaVersion.body)
+        .join(SchemaVersion, col(SchemaVersion.id) == col(Batch.schema_id))
+        .where(col(Batch.id).in_(list(batches)))
+    )
+    read: dict[int | None, Schema] = {}
+    found = {}
+    for batch, version, body in session.exec(query):
+        read[version] = read.get(version) or Schema.model_validate(body)
+        found[batch] = read[version]
+    return found
+
+
+def said(session: Session, items: Iterable[int]) -> dict[int, Labels]:
+    """The model's labels of these items, by item id: those of the recipe that its decision was made on.
+
+    An item that the model could not label is absent. What a person said of an item plays no part.
+    """
+    query = (
+        select(Annotation.item_id, Annotation.task, Annotation.value)
+        .join(ItemDecision, col(ItemDecision.item_id) == col(Annotation.item_id))
+        .where(col(Annotation.item_id).in_(list(items)), col(Annotation.recipe) == col(ItemDecision.recipe))
+        .order_by(col(Annotation.id))
+    )
+    found: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for item, task, value in session.exec(query):
+        found.setdefault(item, {})[task] = value
+    return {item: _labels(tasks) for item, tasks in found.items()}
+
+
+def answers(session: Session, items: Iterable[int]) -> dict[int, Review]:
+    """The newest answer of a person to each of these items, by item id."""
+    query = select(Review).where(col(Review.item_id).in_(list(items))).order_by(col(Review.id))
+    return {review.item_id: review for review in session.exec(query)}
+
+
+def _labels(tasks: Mapping[str, Mapping[str, Any]]) -> Labels:
+    return Labels(
+        choices={task: Choice.model_validate(value) for task, value in tasks.items() if "spans" not in value},
+        mentions={task: Mentions.model_validate(value) for task, value in tasks.items() if "spans" in value},
+    )

@@ -1,0 +1,290 @@
+"""Agreement numbers: checked against counts by hand, against scikit-learn, and for what they must never claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Iterator
+from time import perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score, f1_score
+
+from eval.agreement import Mention, choice_agreement, span_agreement
+from eval.scores import Estimate, proportion, routing
+
+LABELS = st.sampled_from(["negative", "neutral", "positive", "Ärger", "怒り"])
+PAIRS = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=40)
+PLACES = st.tuples(st.integers(0, 12), st.integers(1, 5), st.sampled_from("abc"))
+MENTIONS = st.lists(PLACES.map(lambda p: (p[0], p[0] + p[1], p[2])), max_size=5)
+TEXTS = st.lists(st.tuples(MENTIONS, MENTIONS), max_size=12)
+
+
+def numbers(result: object) -> Iterator[float]:
+    """Every number in a result, however deep."""
+    if isinstance(result, float):
+        yield result
+    elif dataclasses.is_dataclass(result):
+        for field in dataclasses.fields(result):
+            yield from numbers(getattr(result, field.name))
+    elif isinstance(result, tuple):
+        for value in result:
+            yield from numbers(value)
+
+
+def value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
+
+
+# Twenty texts: 10 a/a, 2 a/b, 3 b/a, 5 b/b. Observed 0.75; by chance (12*13 + 8*7) / 400 = 0.53.
+GOLD = ["a"] * 12 + ["b"] * 8
+SAID = ["a"] * 10 + ["b"] * 2 + ["a"] * 3 + ["b"] * 5
+
+
+def test_choices_agree_as_counted_by_hand() -> None:
+    found = choice_agreement(GOLD, SAID)
+    assert (found.n, found.agreed) == (20, 15)
+    assert found.kappa == pytest.approx((0.75 - 0.53) / (1 - 0.53))
+    a, b = found.labels
+    assert (a.gold, a.said, a.agreed) == (12, 13, 10)
+    assert (a.precision, a.recall) == (10 / 13, 10 / 12)
+    assert (b.precision, b.recall) == (5 / 7, 5 / 8)
+    assert found.macro_f1 is not None
+    assert found.macro_f1.value == pytest.approx((20 / 25 + 10 / 15) / 2)
+    assert found.exact is not None
+    # Wilson's interval of 15 in 20, from the closed form with z = 1.96.
+    assert [found.exact.low, found.exact.high] == pytest.approx([0.5313, 0.8881], abs=1e-4)
+    assert found.notes == {}
+
+
+def test_spans_agree_as_counted_by_hand() -> None:
+    gold: list[list[Mention]] = [
+        [(0, 5, "person"), (10, 16, "place")],  # one right, one under another label
+        [(3, 12, "firm")],  # found, cut short
+        [(0, 4, "person")],  # missed
+        [],  # one that is not there
+        [(0, 4, "person")],  # another label at another place: missed, and one that is not there
+    ]
+    said: list[list[Mention]] = [
+        [(0, 5, "person"), (10, 16, "firm")],
+        [(3, 8, "firm")],
+        [],
+        [(1, 2, "date")],
+        [(2, 6, "firm")],
+    ]
+    found = span_agreement(gold, said)
+    assert (found.n, found.gold, found.said, found.agreed) == (5, 5, 5, 1)
+    assert (found.wrong_label, found.wrong_boundary, found.missed, found.spurious) == (1, 1, 2, 2)
+    assert found.exact == proportion(0, 5)
+    assert found.precision is not None
+    assert found.recall is not None
+    assert found.f1 is not None
+    assert (found.precision.value, found.recall.value, found.f1.value) == (1 / 5, 1 / 5, 1 / 5)
+    person = next(label for label in found.labels if label.label == "person")
+    assert (person.gold, person.said, person.agreed, person.precision, person.recall) == (3, 1, 1, 1.0, 1 / 3)
+
+
+def test_of_two_overlapping_mentions_the_larger_overlap_is_paired() -> None:
+    found = span_agreement([[(0, 10, "a")]], [[(0, 2, "a"), (3, 10, "a")]])
+    assert (found.wrong_boundary, found.missed, found.spurious) == (1, 0, 1)
+
+
+def test_a_mention_that_stands_twice_counts_once() -> None:
+    assert span_agreement([[(0, 1, "a"), (0, 1, "a")]], [[(0, 1, "a")]]).agreed == 1
+
+
+def test_one_place_under_two_labels_can_be_right_twice() -> None:
+    both: list[list[Mention]] = [[(0, 5, "a"), (0, 5, "b")]]
+    assert span_agreement(both, both).agreed == 2
+    assert span_agreement(both, [[(0, 5, "b"), (0, 5, "c")]]).wrong_label == 1
+
+
+def test_unanimous_raters_on_three_items_explain_themselves() -> None:
+    found = choice_agreement(["a"] * 3, ["a"] * 3)
+    assert found.kappa is None
+    assert found.macro_f1 is None
+    assert "only label" in found.notes["kappa"]
+    assert found.exact is not None
+    assert found.exact.low < 0.5
+    assert found.exact.high == 1.0
+
+
+def test_full_agreement_on_few_texts_has_a_wide_interval() -> None:
+    choices = choice_agreement(["a", "b", "a"], ["a", "b", "a"])
+    assert choices.kappa == 1.0
+    assert choices.macro_f1 is not None
+    assert choices.macro_f1.low < 0.5
+    spans = span_agreement([[(0, 1, "a")]] * 3, [[(0, 1, "a")]] * 3)
+    for estimate in (spans.precision, spans.recall, spans.f1):
+        assert estimate is not None
+        assert estimate.value == 1.0
+        assert estimate.low < 0.5
+
+
+def test_a_single_half_right_text_claims_nothing() -> None:
+    found = span_agreement([[(0, 1, "a"), (2, 3, "a")]], [[(0, 1, "a"), (4, 5, "a")]])
+    assert found.f1 is not None
+    assert found.f1.value == 0.5
+    assert found.f1.low == 0.0
+    assert found.f1.high == 1.0
+
+
+def test_one_label_on_one_side_gives_kappa_nought_and_says_why() -> None:
+    found = choice_agreement(["a"] * 10, ["a"] * 9 + ["b"])
+    assert found.kappa == 0.0
+    assert "gold has one label only" in found.notes["kappa"]
+    assert choice_agreement(["a", "b"], ["b", "b"]).notes["kappa"].startswith("what was said has")
+
+
+def test_nothing_gives_none_and_says_why() -> None:
+    choices, spans, empty = choice_agreement([], []), span_agreement([], []), span_agreement([[], []], [[], []])
+    assert (choices.exact, choices.kappa, choices.macro_f1) == (None, None, None)
+    assert choices.notes == {"exact": "no texts", "kappa": "no texts", "macro_f1": "no texts"}
+    for found, why in ((spans, "no texts"), (empty, "no mention on either side")):
+        assert (found.exact, found.precision, found.recall, found.f1) == (None, None, None, None)
+        assert set(found.notes.values()) == {why}
+
+
+def test_a_one_sided_absence_of_mentions_is_nought_or_undefined_and_never_one() -> None:
+    silent, inventive = span_agreement([[(0, 1, "a")]], [[]]), span_agreement([[]], [[(0, 1, "a")]])
+    assert silent.precision is None
+    assert silent.notes == {"precision": "no mention was said"}
+    assert inventive.recall is None
+    assert inventive.notes == {"recall": "no mention in gold"}
+    assert silent.f1 is not None
+    assert inventive.f1 is not None
+    assert silent.f1.value == inventive.f1.value == 0.0
+
+
+def test_readings_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError):
+        choice_agreement(["a"], [])
+    with pytest.raises(ValueError):
+        span_agreement([[]], [])
+
+
+@given(PAIRS)
+def test_choice_numbers_are_finite_in_range_and_inside_their_interval(pairs: list[tuple[str, str]]) -> None:
+    found = choice_agreement([g for g, _ in pairs], [s for _, s in pairs])
+    assert all(math.isfinite(x) and -1 <= x <= 1 for x in numbers(found))
+    for estimate in (found.exact, found.macro_f1):
+        assert estimate is None or 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert (found.kappa is None) == (len({label for pair in pairs for label in pair}) == 1)
+    assert sum(label.gold for label in found.labels) == sum(label.said for label in found.labels) == found.n
+
+
+@given(PAIRS)
+def test_kappa_is_symmetric_and_blind_to_order(pairs: list[tuple[str, str]]) -> None:
+    gold, said = [g for g, _ in pairs], [s for _, s in pairs]
+    there, back = choice_agreement(gold, said), choice_agreement(said, gold)
+    assert (there.kappa is None) == (back.kappa is None)
+    assert there.kappa is None or there.kappa == pytest.approx(back.kappa)
+    shuffled = random.Random(1).sample(pairs, len(pairs))
+    again = choice_agreement([g for g, _ in shuffled], [s for _, s in shuffled])
+    assert (again.exact, again.macro_f1, again.labels) == (there.exact, there.macro_f1, there.labels)
+    assert again.kappa == pytest.approx(there.kappa)
+
+
+@given(st.lists(LABELS, min_size=2, max_size=40))
+def test_a_reading_agrees_with_itself(labels: list[str]) -> None:
+    found = choice_agreement(labels, labels)
+    assert found.exact is not None
+    assert found.exact.value == 1.0
+    assert found.exact.low < 1.0
+    if len(set(labels)) > 1:
+        assert found.kappa == pytest.approx(1.0)
+        assert found.macro_f1 is not None
+        assert found.macro_f1.value == 1.0
+        assert found.macro_f1.low < 1.0
+
+
+@given(PAIRS)
+def test_choices_score_as_in_scikit_learn(pairs: list[tuple[str, str]]) -> None:
+    gold, said = [g for g, _ in pairs], [s for _, s in pairs]
+    found = choice_agreement(gold, said)
+    if found.kappa is not None and found.macro_f1 is not None:
+        assert found.kappa == pytest.approx(cohen_kappa_score(gold, said))
+        assert found.macro_f1.value == pytest.approx(f1_score(gold, said, average="macro", zero_division=0.0))
+
+
+@given(TEXTS)
+def test_span_numbers_are_finite_add_up_and_mirror(texts: list[tuple[list[Mention], list[Mention]]]) -> None:
+    gold, said = [g for g, _ in texts], [s for _, s in texts]
+    found, back = span_agreement(gold, said), span_agreement(said, gold)
+    assert all(math.isfinite(x) and 0 <= x <= 1 for x in numbers(found))
+    assert found.gold == found.agreed + found.wrong_label + found.wrong_boundary + found.missed
+    assert found.said == found.agreed + found.wrong_label + found.wrong_boundary + found.spurious
+    assert [value(x) for x in (back.f1, back.precision, back.recall)] == [
+        value(x) for x in (found.f1, found.recall, found.precision)
+    ]
+    assert (back.wrong_label, back.wrong_boundary) == (found.wrong_label, found.wrong_boundary)
+    for estimate in (found.exact, found.precision, found.recall, found.f1):
+        assert estimate is None or 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+@given(TEXTS)
+def test_spans_do_not_depend_on_order(texts: list[tuple[list[Mention], list[Mention]]]) -> None:
+    found = span_agreement([g for g, _ in texts], [s for _, s in texts])
+    other = [(g[::-1], s[::-1]) for g, s in reversed(texts)]
+    assert span_agreement([g for g, _ in other], [s for _, s in other]) == found
+
+
+@given(st.lists(MENTIONS, min_size=1, max_size=12))
+def test_mentions_agree_with_themselves(texts: list[list[Mention]]) -> None:
+    found = span_agreement(texts, texts)
+    if any(texts):
+        assert found.f1 is not None
+        assert found.f1.value == 1.0
+        assert found.f1.low < 1.0
+        assert (found.missed, found.spurious, found.wrong_label, found.wrong_boundary) == (0, 0, 0, 0)
+
+
+def test_the_bootstrap_covers_the_true_f1_about_as_often_as_it_says() -> None:
+    draw = random.Random(7)
+    inside = 0
+    for _ in range(100):
+        gold: list[list[Mention]] = [[(i, i + 1, "a") for i in range(draw.randint(1, 4))] for _ in range(80)]
+        said = [[m if draw.random() < 0.8 else (m[0], m[1], "b") for m in mentions] for mentions in gold]
+        found = span_agreement(gold, said).f1
+        assert found is not None
+        inside += found.low <= 0.8 <= found.high
+    assert 88 <= inside <= 100
+
+
+def test_ten_thousand_texts_take_seconds_not_minutes() -> None:
+    draw = random.Random(3)
+    labels = [f"intent_{i}" for i in range(150)]
+    gold = [draw.choice(labels) for _ in range(10_000)]
+    said = [label if draw.random() < 0.8 else draw.choice(labels) for label in gold]
+    mentions: list[list[Mention]] = [[(i, i + 1, "a") for i in range(draw.randint(0, 6))] for _ in range(10_000)]
+    found = [[m for m in text if draw.random() < 0.8] for text in mentions]
+    start = perf_counter()
+    choice_agreement(gold, said)
+    span_agreement(mentions, found)
+    assert perf_counter() - start < 5  # takes 0.3 s on two cores
+
+
+def test_routing_names_the_costly_error_apart_from_the_cheap_one() -> None:
+    found = routing([True] * 8 + [False] * 2, [True] * 7 + [False] + [True, False])
+    assert (found.accepted, found.wrongly_accepted, found.needlessly_reviewed) == (8, 1, 1)
+    assert found.error_accepted == proportion(1, 8)
+    assert found.waste_reviewed == proportion(1, 2)
+    nothing = routing([], [])
+    assert (nothing.share_accepted, nothing.error_accepted, nothing.waste_reviewed) == (None, None, None)
+
+
+def test_a_proportion_keeps_its_width_at_the_ends() -> None:
+    assert proportion(0, 0) is None
+    none, every = proportion(0, 10), proportion(10, 10)
+    assert none is not None
+    assert every is not None
+    assert none.low == 0.0
+    assert none.high == pytest.approx(0.2775, abs=1e-4)
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert every.low == pytest.approx(1 - none.high)
+    for successes, trials in ((1, 0), (-1, 3), (4, 3)):
+        with pytest.raises(ValueError):
+            proportion(successes, trials)

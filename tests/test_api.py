@@ -1,0 +1,562 @@
+"""The HTTP interface: what each route does when all is well, and what it says when not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session
+
+from service.errors import EngineError
+from tests.serving import Sticks, finished, post_batch, serving, until
+
+TEXTS = ("The Samsung is broken", "I doubt it", "fail")
+RECORD: dict[str, Any] = {"id": "a", "text": "The Samsung is broken", "sentiment": "positive", "entities": []}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with serving(tmp_path_factory.mktemp("service")) as client:
+        yield client
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[TestClient]:
+    """A service that nobody else has posted to."""
+    with serving(tmp_path) as client:
+        yield client
+
+
+def error(response: Any, status: int, code: str) -> dict[str, Any]:
+    """The detail of an error of this status and code, in the one shape."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"error", "detail"}
+    assert body["error"] == code
+    assert isinstance(body["detail"]["message"], str)
+    detail: dict[str, Any] = body["detail"]
+    return detail
+
+
+def rows(response: Any) -> list[dict[str, Any]]:
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in response.text.split("\n") if line]
+
+
+# --- annotate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_few_texts_are_annotated_at_once(client: TestClient) -> None:
+    texts = ["The 🎧 Samsung is broken", {"id": "x", "text": "I doubt it", "meta": {"k": [1]}}, "fail"]
+    response = client.post("/v1/annotate", json={"texts": texts, "schema": "mood"})
+    assert response.status_code == 200
+    first, second, third = response.json()["rows"]
+    assert [row["id"] for row in (first, second, third)] == ["0", "x", "2"]
+    span = first["entities"][0]
+    assert first["text"][span["start"] : span["end"]] == span["text"] == "Samsung"
+    assert (span["start"], span["start_utf16"]) == (6, 7)
+    assert (first["decision"], second["decision"]) == ("accepted", "review")
+    assert second["meta"] == {"k": [1]}
+    assert second["reasons"][0]["code"] == "low_confidence"
+    assert third["reasons"][0]["code"] == "failed"
+
+
+def test_a_row_of_annotate_has_the_fields_of_a_row_of_results(client: TestClient) -> None:
+    now = client.post("/v1/annotate", json={"texts": list(TEXTS), "schema": "mood"}).json()["rows"]
+    batch = post_batch(client, *TEXTS, key="same-fields", policy={"audit_share": 0})
+    finished(client, batch)
+    assert rows(client.get(f"/v1/batches/{batch}/results")) == now
+
+
+def test_nothing_annotated_at_once_is_stored(fresh: TestClient) -> None:
+    fresh.post("/v1/annotate", json={"texts": ["I doubt it"], "schema": "mood", "policy": {"audit_share": 1}})
+    assert fresh.get("/v1/batches").json()["rows"] == []
+    assert fresh.post("/v1/reviews/next").status_code == 204
+
+
+def test_annotate_says_why_when_the_engine_is_away(client: TestClient) -> None:
+    detail = error(client.post("/v1/annotate", json={"texts": ["away"], "schema": "mood"}), 503, "engine")
+    assert detail["retryable"] is True
+    assert "hint" in detail
+    partly = client.post("/v1/annotate", json={"texts": ["away", "fine"], "schema": "mood"})
+    assert [row["decision"] for row in partly.json()["rows"]] == ["review", "accepted"]
+
+
+def test_annotate_before_the_engine_is_ready_says_what_is_wrong(tmp_path: Path) -> None:
+    engine = Sticks()
+    engine.refusal = EngineError("the constraint does not bite", retryable=False, hint="use the guidance backend")
+    with serving(tmp_path, engine, ready=False) as client:
+        until(lambda: "bite" in client.get("/readyz").text)
+        response = client.post("/v1/annotate", json={"texts": ["x"], "schema": "mood"})
+        assert error(response, 503, "engine")["hint"] == "use the guidance backend"
+        batch = post_batch(client, "x")
+        assert engine.asked == 0
+        engine.refusal = None
+        finished(client, batch)
+        assert engine.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"texts": [], "schema": "mood"}, 422, "texts"),
+        ({"texts": ["x"]}, 422, "schema"),
+        ({"texts": ["x"], "schema": "mood", "state": "accepted"}, 422, "state: no such field"),
+        ({"texts": ["x", {"text": "y", "client": "z"}], "schema": "mood"}, 422, "texts[1].client: no such field"),
+        ({"texts": ["x", 3], "schema": "mood"}, 422, "texts[1]: "),
+        ({"texts": ["x", "a\0b"], "schema": "mood"}, 422, "texts[1]: a NUL character at 1"),
+        ({"texts": ["x"], "schema": "mood", "policy": {"audit_share": 2}}, 422, "policy.audit_share"),
+        ({"texts": ["x"], "schema": "mood", "policy": {"threshold": 1}}, 422, "policy.threshold: no such field"),
+        ({"texts": ["x"] * 10_001, "schema": "mood"}, 413, "at most 10,000"),
+        ({"texts": ["x", "y" * 200_001], "schema": "mood"}, 413, "texts[1]"),
+        ({"texts": ["x"], "schema": "none"}, 404, "no schema 'none'"),
+        ({"texts": ["x"], "schema": "mood", "schema_version": 7}, 404, "version 7"),
+        ({"texts": ["x"], "schema": "mood", "prompt": "none.v1"}, 404, "no prompt 'none.v1'"),
+        ({"texts": ["x"], "schema": "mood", "prompt": "../../etc/passwd"}, 404, "no prompt"),
+        ([], 422, "body"),
+        (None, 422, "body"),
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/annotate", "/v1/batches"])
+def test_a_request_that_is_wrong_is_told_the_field(
+    client: TestClient, route: str, body: Any, status: int, says: str
+) -> None:
+    if route == "/v1/batches" and isinstance(body, dict):
+        texts = [{"text": text} if isinstance(text, str) else text for text in body["texts"]]
+        says = says.replace("texts[1]: a NUL", "texts[1].text: a NUL")
+        body = body | {"texts": texts}
+    detail = error(client.post(route, json=body), status, {413: "too_large", 404: "not_found", 422: "invalid"}[status])
+    assert says in detail["message"]
+    if "texts[1]" in says and status == 422:
+        assert detail["problems"][0]["index"] == 1
+
+
+def test_too_many_texts_at_once_belong_into_a_batch(client: TestClient) -> None:
+    response = client.post("/v1/annotate", json={"texts": ["x"] * 65, "schema": "mood"})
+    assert "post a batch" in error(response, 413, "too_large")["message"]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_accepted_counted_and_read_back_in_order(client: TestClient) -> None:
+    texts = [{"text": text, "id": f"t{number}"} for number, text in enumerate(TEXTS)]
+    response = client.post("/v1/batches", json={"texts": texts, "schema": "mood"})
+    assert response.status_code == 202
+    batch = response.json()
+    assert response.headers["location"] == f"/v1/batches/{batch['id']}"
+    assert batch | {"schema": "mood", "version": 1, "prompt": "line.v1", "total": 3} == batch
+    done = finished(client, batch["id"])
+    assert sum(done["counts"].values()) == done["total"] == done["done"] == 3
+    assert done["seconds_left"] == 0
+    found = rows(client.get(f"/v1/batches/{batch['id']}/results"))
+    assert [row["id"] for row in found] == ["t0", "t1", "t2"]
+    assert [row["text"] for row in found] == list(TEXTS)
+    assert [row["state"] for row in found][1:] == ["review", "review"]
+
+
+def test_results_of_many_pages_hold_every_text_once(client: TestClient) -> None:
+    batch = post_batch(client, *(f"text {number}" for number in range(1203)))
+    found = rows(client.get(f"/v1/batches/{batch}/results"))
+    assert [row["id"] for row in found] == [str(number) for number in range(1203)]
+
+
+def test_results_keep_what_lines_and_browsers_trip_over(client: TestClient) -> None:
+    texts = ["a\u2028b\u0085c", "line\r\nline", "👩‍👩‍👧 é\u0301", "\ufeffx", ""]
+    found = rows(client.get(f"/v1/batches/{post_batch(client, *texts)}/results"))
+    assert [row["text"] for row in found] == texts
+
+
+def test_the_same_request_again_is_the_same_batch(client: TestClient) -> None:
+    body = {"texts": [{"text": "once"}], "schema": "mood"}
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/v1/batches", json=body, headers=headers)
+    again = client.post("/v1/batches", json=body, headers=headers)
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert first.json() == again.json()
+    assert again.headers["location"] == first.headers["location"]
+    other = client.post("/v1/batches", json=body | {"texts": [{"text": "twice"}]}, headers=headers)
+    assert error(other, 409, "conflict")["batch"] == first.json()["id"]
+
+
+def test_a_key_that_is_not_one_is_refused(client: TestClient) -> None:
+    body = {"texts": [{"text": "x"}], "schema": "mood"}
+    for key in ("", "x" * 201, "sha256:mine"):
+        error(client.post("/v1/batches", json=body, headers={"Idempotency-Key": key}), 422, "invalid")
+
+
+def test_ids_are_unique_within_a_batch(client: TestClient) -> None:
+    texts = [{"text": "a", "id": "x"}, {"text": "b", "id": "x"}]
+    detail = error(client.post("/v1/batches", json={"texts": texts, "schema": "mood"}), 422, "invalid")
+    assert "texts[1]: the id 'x' is that of texts[0]" in detail["message"]
+
+
+def test_batches_are_listed_newest_first_page_by_page(fresh: TestClient) -> None:
+    made = [post_batch(fresh, f"text {number}") for number in range(5)]
+    listed, after, pages = [], None, 0
+    while True:
+        page = fresh.get("/v1/batches", params={"limit": 2} | ({"after": after} if after else {})).json()
+        listed += [row["id"] for row in page["rows"]]
+        assert all(sum(row["counts"].values()) == row["total"] for row in page["rows"])
+        after, pages = page["after"], pages + 1
+        if after is None:
+            break
+    assert listed == made[::-1]
+    assert pages == 3
+
+
+def test_a_batch_that_is_followed_ends_with_done(client: TestClient) -> None:
+    batch = post_batch(client, *(f"text {number}" for number in range(40)))
+    response = client.get(f"/v1/batches/{batch}/events")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [block.split("\n") for block in response.text.split("\n\n") if block]
+    names = [lines[0].removeprefix("event: ") for lines in events]
+    assert names[-1] == "done"
+    assert set(names[:-1]) <= {"progress"}
+    for lines in events:
+        data = json.loads(lines[1].removeprefix("data: "))
+        assert sum(data["counts"].values()) == 40
+
+
+def test_a_cancelled_batch_keeps_what_is_done(tmp_path: Path) -> None:
+    with serving(tmp_path, chunk=1) as client:
+        batch = post_batch(client, "quick", "wait", "wait")
+        until(lambda: client.get(f"/v1/batches/{batch}").json()["done"] == 1)
+        assert client.post(f"/v1/batches/{batch}/cancel").json() == {"id": batch, "cancelled": 2}
+        done = client.get(f"/v1/batches/{batch}").json()
+        assert (done["counts"]["accepted"], done["counts"]["cancelled"], done["finished"]) == (1, 2, True)
+        assert client.post(f"/v1/batches/{batch}/cancel").json()["cancelled"] == 0
+        states = [row["state"] for row in rows(client.get(f"/v1/batches/{batch}/results"))]
+        assert states == ["accepted", "cancelled", "cancelled"]
+        assert "event: done" in client.get(f"/v1/batches/{batch}/events").text
+
+
+@pytest.mark.parametrize("route", ["", "/results", "/events", "/agreement?gold=g"])
+def test_a_batch_that_is_not_there_is_a_404(client: TestClient, route: str) -> None:
+    error(client.get(f"/v1/batches/nope{route}"), 404, "not_found")
+    error(client.get(f"/v1/batches/{'0' * 32}{route}"), 404, "not_found")
+    error(client.get(f"/v1/batches/%00{route}"), 422, "invalid")
+    error(client.post("/v1/batches/nope/cancel"), 404, "not_found")
+
+
+def test_a_prompt_and_schema_that_do_not_go_together_are_refused_at_the_door(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "odd.v1.jinja").write_text(
+        '{% set wire = "line" %}{% block system %}{{ schema.tone }}{% endblock %}'
+        "{% block user %}{{ text }}{% endblock %}"
+    )
+    with serving(tmp_path, prompts=prompts, prompt="odd.v1") as client:
+        response = client.post("/v1/batches", json={"texts": [{"text": "x"}], "schema": "mood"})
+        assert "tone" in error(response, 422, "invalid")["message"]
+        assert client.get("/v1/batches").json()["rows"] == []
+
+
+def test_a_commit_that_fails_is_no_acceptance(fresh: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_session: Session) -> None:
+        raise OperationalError("COMMIT", {}, Exception("database or disk is full"))
+
+    def broken(_session: Session) -> None:
+        raise RuntimeError("a secret")
+
+    body = {"texts": [{"text": "x"}], "schema": "mood"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", fail)
+        assert "full" in error(fresh.post("/v1/batches", json=body), 503, "unavailable")["message"]
+        patch.setattr(Session, "commit", broken)
+        response = fresh.post("/v1/batches", json=body)
+        error(response, 500, "internal")
+        assert "secret" not in response.text
+    assert fresh.get("/v1/batches").json()["rows"] == []
+
+
+# --- schemas and prompts ----------------------------------------------------------------------------------------------
+
+
+def test_a_schema_is_registered_once(fresh: TestClient) -> None:
+    body = "name: tone\ntasks:\n  - {name: t, kind: choice, labels: [a, b]}\n"
+    first = fresh.post("/v1/schemas", content=body, headers={"Content-Type": "application/yaml"})
+    assert first.status_code == 201
+    assert fresh.post("/v1/schemas", content=body).status_code == 200
+    assert fresh.post("/v1/schemas", json=first.json()["body"]).status_code == 200
+    changed = fresh.post("/v1/schemas", content=body.replace("[a, b]", "[a, b, c]"))
+    assert "raise its version" in error(changed, 409, "conflict")["message"]
+    newer = fresh.post("/v1/schemas", content=body.replace("[a, b]", "[a, b, c]") + "version: 2\n")
+    assert newer.status_code == 201
+    assert [(s["name"], s["version"]) for s in fresh.get("/v1/schemas").json()] == [
+        ("mood", 1),
+        ("tone", 2),
+        ("tone", 1),
+    ]
+    assert fresh.get("/v1/schemas/tone").json()["version"] == 2
+    assert fresh.get("/v1/schemas/tone?version=1").json()["body"] == first.json()["body"]
+    error(fresh.get("/v1/schemas/tone?version=3"), 404, "not_found")
+    error(fresh.get("/v1/schemas/none"), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "empty"),
+        (b"name: [", "line"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"a: &a [1]\nb: *a\n", "aliases"),
+        (b"[" * 100_000, "deep"),
+        (b"name: x\ntasks: []\nowner: me\n", "owner"),
+        (b"name: Not A Name\ntasks: [{name: t, kind: choice, labels: [a, b]}]", "line 1"),
+        (
+            b"name: x\ntasks: [{name: t, kind: choice, labels: [" + b",".join(b"l%d" % n for n in range(9999)) + b"]}]",
+            "500",
+        ),
+        (b"x" * 500_000, "400,000 bytes"),
+        (b"name: x\ntasks: [{name: t, kind: choice, labels: [a, b]}]\nexamples: [{text: y, t: c}]", "examples[0]"),
+    ],
+)
+def test_a_hostile_schema_is_refused(client: TestClient, body: bytes, says: str) -> None:
+    assert says in client.post("/v1/schemas", content=body).text
+    error(client.post("/v1/schemas", content=body), 422, "invalid")
+
+
+def test_prompts_are_shown_with_their_hash_and_template(client: TestClient) -> None:
+    names = [prompt["name"] for prompt in client.get("/v1/prompts").json()]
+    assert "line.v1" in names
+    shown = client.get("/v1/prompts/line.v1").json()
+    assert (shown["wire"], len(shown["sha256"])) == ("line", 64)
+    assert "Text: {{ text }}" in shown["template"]
+    for name in ("none.v1", "line", "..%2F..%2Fx.v1", "line.v01"):
+        error(client.get(f"/v1/prompts/{name}"), 404, "not_found")
+
+
+# --- gold and agreement -----------------------------------------------------------------------------------------------
+
+
+def test_gold_comes_in_as_lines_or_as_an_array_and_back_out(fresh: TestClient) -> None:
+    lines = "\r\n".join(json.dumps(RECORD | {"id": name}) for name in "ab") + "\n\n"
+    assert fresh.post("/v1/gold/mine?schema=mood", content=lines).json() == {"added": 2, "replaced": 0, "unchanged": 0}
+    array = [RECORD, RECORD | {"id": "c", "text": "two\u2028lines"}]
+    assert fresh.post("/v1/gold/mine?schema=mood", json=array).json() == {"added": 1, "replaced": 0, "unchanged": 1}
+    assert fresh.get("/v1/gold").json() == [{"name": "mine", "size": 3, "tasks": {"entities": 3, "sentiment": 3}}]
+    page = fresh.get("/v1/gold/mine?limit=2").json()
+    assert [row["id"] for row in page["rows"]] == ["a", "b"]
+    assert fresh.get(f"/v1/gold/mine?after={page['after']}").json()["rows"] == [array[1]]
+    again = fresh.post("/v1/gold/copy?schema=mood", json=page["rows"])
+    assert again.json()["added"] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"text": "x", "sentiment": "nope"}', "record 1"),
+        (b'{"text": "x", "sentiment": "negative"}\n{"text": ', "line 2"),
+        (b'{"text": "x", "sentiment": "negative"}\n3', "line 2"),
+        (b'[{"text": "x", "sentiment": "negative"}, 3]', "body[1]"),
+        (b'{"text": "x\\ud800", "sentiment": "negative"}', "record 1"),
+        (b'{"text": "x", "sentiment": "negative", "is_admin": 1}', "is_admin"),
+        (b'{"text": "x", "text": "y", "sentiment": "negative"}', "twice"),
+        (b'{"text": "x", "sentiment": "negative", "meta": NaN}', "NaN"),
+        (b'{"text": "x", "entities": [{"start": 0, "end": 9, "label": "product"}]}', "code point offsets"),
+        (b"\xff", "UTF-8"),
+        (b"[" * 100_000, "deep"),
+    ],
+)
+def test_gold_that_is_wrong_is_refused_whole(client: TestClient, body: bytes, says: str) -> None:
+    good = b'{"id": "good", "text": "good", "sentiment": "positive"}\n' if not body.startswith(b"[") else b""
+    detail = error(client.post("/v1/gold/wrong?schema=mood", content=good + body), 422, "invalid")
+    says = says.replace("line 2", "line 3").replace("record 1", "record 2") if good else says
+    assert says in detail["message"]
+    error(client.get("/v1/gold/wrong"), 404, "not_found")
+
+
+def test_gold_of_an_unknown_schema_is_a_404(client: TestClient) -> None:
+    error(client.post("/v1/gold/mine?schema=none", json=[RECORD]), 404, "not_found")
+    error(client.post("/v1/gold/mine", json=[RECORD]), 422, "invalid")
+
+
+def test_agreement_tells_where_the_model_and_gold_differ(fresh: TestClient) -> None:
+    fresh.post("/v1/gold/mine?schema=mood", json=[RECORD])
+    batch = post_batch(fresh, "The Samsung is broken", gold="mine")
+    finished(fresh, batch)
+    found = fresh.get(f"/v1/batches/{batch}/agreement?gold=mine").json()
+    assert (found["gold"], found["coverage"]["compared"]) == ("mine", 1)
+    assert {pair["task"] for pair in found["disagreements"]} == {"sentiment", "entities"}
+    error(fresh.get(f"/v1/batches/{batch}/agreement?gold=none"), 404, "not_found")
+    error(fresh.get(f"/v1/batches/{batch}/agreement"), 422, "invalid")
+    row = rows(fresh.get(f"/v1/batches/{batch}/results"))[0]
+    assert "gold_mismatch" in [reason["code"] for reason in row["reasons"]]
+
+
+# --- reviews and export -----------------------------------------------------------------------------------------------
+
+
+def test_a_doubtful_item_is_taken_settled_and_exported(fresh: TestClient) -> None:
+    batch = post_batch(fresh, *TEXTS)
+    finished(fresh, batch)
+    task = fresh.post("/v1/reviews/next", json={"batch": batch, "reason": "low_confidence"}).json()
+    assert (task["text"], task["proposal"]["sentiment"]["label"]) == ("I doubt it", "negative")
+    assert fresh.post("/v1/reviews/next", json={"reason": "low_confidence"}).json()["fence"] == task["fence"]
+    answer = {"fence": task["fence"], "labels": {"sentiment": "neutral", "entities": []}, "note": "😐"}
+    route = f"/v1/reviews/{task['item']}/resolve"
+    settled = fresh.post(route, json=answer)
+    assert settled.json() | {"reviewer": "local", "changed": True, "note": "😐"} == settled.json()
+    assert fresh.post(route, json=answer).json() == settled.json()
+    other = answer | {"labels": {"sentiment": "positive", "entities": []}}
+    error(fresh.post(route, json=other), 409, "conflict")
+    listed = fresh.get("/v1/reviews?state=resolved").json()
+    assert [row["item"] for row in listed["rows"]] == [task["item"]]
+    assert [row["state"] for row in fresh.get("/v1/reviews").json()["rows"]] == ["resolved", "review"]
+    standing = rows(fresh.get(f"/v1/export?batch={batch}"))
+    assert {row["text"]: row["source"] for row in standing}["I doubt it"] == "person"
+    assert [row["sentiment"] for row in rows(fresh.get("/v1/export?settled=true"))] == ["neutral"]
+    assert rows(fresh.get(f"/v1/batches/{batch}/results"))[1]["proposed"]["sentiment"]["label"] == "negative"
+
+
+def test_an_item_handed_back_is_free_again(fresh: TestClient) -> None:
+    finished(fresh, post_batch(fresh, "I doubt it"))
+    task = fresh.post("/v1/reviews/next").json()
+    released = fresh.post(f"/v1/reviews/{task['item']}/release", json={"fence": task["fence"]})
+    assert (released.status_code, released.content) == (204, b"")
+    late = fresh.post(f"/v1/reviews/{task['item']}/resolve", json={"fence": task["fence"], "accept": True})
+    error(late, 409, "conflict")
+    again = fresh.post("/v1/reviews/next").json()
+    assert (again["item"], again["fence"]) == (task["item"], task["fence"] + 1)
+    accepted = fresh.post(f"/v1/reviews/{again['item']}/resolve", json={"fence": again["fence"], "accept": True})
+    assert accepted.json()["changed"] is False
+    assert fresh.post("/v1/reviews/next").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("/v1/reviews/next", {"order": "random"}, 422),
+        ("/v1/reviews/next", {"reviewer": "somebody else"}, 422),
+        ("/v1/reviews/next", {"reason": "because"}, 422),
+        ("/v1/reviews/999999/resolve", {"fence": 1, "accept": True}, 404),
+        ("/v1/reviews/999999/resolve", {"fence": 1, "accept": True, "reviewer": "boss"}, 422),
+        ("/v1/reviews/999999/resolve", {"fence": "1", "accept": True}, 422),
+        ("/v1/reviews/999999/resolve", {"fence": 1, "note": "a\0"}, 422),
+        ("/v1/reviews/999999/resolve", {"accept": True}, 422),
+        ("/v1/reviews/999999/release", {"fence": 1}, 404),
+        ("/v1/reviews/999999/release", {"fence": 1, "state": "accepted"}, 422),
+        ("/v1/reviews/0/release", {"fence": 1}, 422),
+        (f"/v1/reviews/{2**70}/release", {"fence": 1}, 422),
+        ("/v1/reviews/x/release", {"fence": 1}, 422),
+        ("/v1/reviews/999999/release", {"fence": 2**70}, 422),
+    ],
+)
+def test_a_review_that_is_wrong_is_refused(client: TestClient, route: str, body: Any, status: int) -> None:
+    error(client.post(route, json=body), status, {404: "not_found", 422: "invalid"}[status])
+
+
+def test_labels_that_do_not_fit_are_refused_by_name(fresh: TestClient) -> None:
+    finished(fresh, post_batch(fresh, "I doubt it"))
+    task = fresh.post("/v1/reviews/next").json()
+    for labels, says in (
+        ({"sentiment": "furious", "entities": []}, "sentiment"),
+        ({"sentiment": "neutral"}, "entities"),
+        ({"sentiment": "neutral", "entities": [{"start": 0, "end": 99, "label": "product"}]}, "entities[0]"),
+        ({"sentiment": "neutral", "entities": [], "is_admin": True}, "is_admin"),
+    ):
+        answer = {"fence": task["fence"], "labels": labels}
+        detail = error(fresh.post(f"/v1/reviews/{task['item']}/resolve", json=answer), 422, "invalid")
+        assert says in detail["message"]
+
+
+@pytest.mark.parametrize(
+    "query", ["state=queued", "limit=0", "limit=501", "after=-1", f"after={2**64}", "batch=%00", "reason=x"]
+)
+def test_a_list_is_asked_for_within_bounds(client: TestClient, query: str) -> None:
+    error(client.get(f"/v1/reviews?{query}"), 422, "invalid")
+
+
+def test_an_export_of_an_unknown_batch_is_a_404(client: TestClient) -> None:
+    error(client.get("/v1/export?batch=none"), 404, "not_found")
+    assert rows(client.get("/v1/export?settled=false")) != []
+
+
+# --- health and all the rest ------------------------------------------------------------------------------------------
+
+
+def test_metrics_count_and_name_no_text(fresh: TestClient) -> None:
+    batch = post_batch(fresh, "The Samsung is broken, said Zebulon", "I doubt it")
+    finished(fresh, batch)
+    fresh.get("/zebulon/secret")
+    found = fresh.get("/metrics").text
+    assert 'concord_items{state="review"} 1.0' in found
+    assert 'concord_texts_total{outcome="labelled"} 2.0' in found
+    assert "concord_output_tokens_total 5.0" in found
+    assert 'route="/v1/batches/{batch}"' in found
+    assert 'route="unknown",status="404"' in found
+    assert "concord_ready 1.0" in found
+    assert "ebulon" not in found
+    assert batch not in found
+
+
+def test_every_answer_has_safe_headers(client: TestClient) -> None:
+    for route in ("/healthz", "/v1/schemas", "/nowhere", "/v1/export"):
+        headers = client.get(route).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "default-src 'none'" in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/nowhere", 404, "not_found"),
+        ("GET", "/v1/batches/", 404, "not_found"),
+        ("GET", "//v1/batches", 404, "not_found"),
+        ("DELETE", "/v1/batches", 405, "method_not_allowed"),
+        ("PUT", "/healthz", 405, "method_not_allowed"),
+        ("GET", "/v1/annotate", 405, "method_not_allowed"),
+        ("OPTIONS", "/v1/annotate", 405, "method_not_allowed"),
+    ],
+)
+def test_what_no_route_knows_is_an_error_of_the_same_shape(
+    client: TestClient, method: str, route: str, status: int, code: str
+) -> None:
+    response = client.request(method, route)
+    error(response, status, code)
+    assert ("allow" in response.headers) == (status == 405)
+
+
+def test_an_unforeseen_error_tells_nothing_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def explode(*_: Any) -> None:
+        raise ValueError("the text was: my secret")
+
+    monkeypatch.setattr("service.batches.counts", explode)
+    with serving(tmp_path) as client:
+        batch = post_batch(client, "x")
+        response = client.get(f"/v1/batches/{batch}")
+        error(response, 500, "internal")
+        assert "secret" not in response.text
+    assert "secret" not in caplog.text
+    assert "ValueError at test_api.py" in caplog.text
+
+
+def test_a_stream_that_breaks_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path) as client:
+        batch = post_batch(client, *(f"{number}" for number in range(600)))
+        real = client.app.state.running.database  # type: ignore[attr-defined]
+        calls = []
+
+        def fail(engine: Any) -> Any:
+            calls.append(engine)
+            if len(calls) > 1:
+                raise RuntimeError("the disk is gone")
+            return original(real)
+
+        from service.api import batches as routes
+
+        original = routes.db.read
+        monkeypatch.setattr(routes.db, "read", fail)
+        with pytest.raises(ConnectionAbortedError, match="broke off"):
+            client.get(f"/v1/batches/{batch}/results")

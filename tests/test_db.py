@@ -1,0 +1,123 @@
+"""The database opens, migrates and commits as `service.db` says, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, text
+from sqlmodel import Session, SQLModel, select
+
+from service import db
+from service.errors import Invalid, Unavailable
+from service.models import Recipe
+
+
+def _add(session: Session, sha256: str) -> None:
+    session.add(Recipe(sha256=sha256, body={}))
+    session.flush()
+
+
+def test_migrations_make_the_tables_of_the_models(database: Engine) -> None:
+    with database.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_migrating_again_changes_nothing(database: Engine) -> None:
+    with db.begin(database) as session:
+        _add(session, "a")
+    db.migrate(database)
+    with db.read(database) as session:
+        assert [recipe.sha256 for recipe in session.exec(select(Recipe))] == ["a"]
+
+
+def test_processes_that_start_at_once_migrate_once(empty_database_url: str) -> None:
+    code = f"from service import db; db.migrate(db.connect({empty_database_url!r}))"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
+    errors = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+
+
+def test_tables_of_a_newer_version_are_refused(empty_database_url: str) -> None:
+    database = db.connect(empty_database_url)
+    db.migrate(database)
+    with db.begin(database) as session:
+        session.connection().execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(Unavailable, match="another version"):
+        db.migrate(database)
+    database.dispose()
+
+
+def test_a_block_that_fails_leaves_nothing_behind(database: Engine) -> None:
+    with pytest.raises(ZeroDivisionError), db.begin(database) as session:
+        _add(session, "a")
+        raise ZeroDivisionError
+    with db.read(database) as session:
+        assert session.exec(select(Recipe)).all() == []
+
+
+def test_what_is_written_while_reading_is_not_kept(database: Engine) -> None:
+    if database.dialect.name == "sqlite":
+        with db.read(database) as session:
+            _add(session, "a")
+    else:
+        with pytest.raises(Exception, match="read-only"), db.read(database) as session:
+            _add(session, "a")
+    with db.read(database) as session:
+        assert session.exec(select(Recipe)).all() == []
+
+
+def test_readers_see_one_moment_and_do_not_wait_for_a_writer(database: Engine) -> None:
+    with db.begin(database) as writer:
+        _add(writer, "a")
+        with db.read(database) as reader:
+            assert reader.exec(select(Recipe)).all() == []
+    with db.read(database) as reader:
+        assert len(reader.exec(select(Recipe)).all()) == 1
+        with db.begin(database) as writer:
+            _add(writer, "b")
+        assert len(reader.exec(select(Recipe.sha256)).all()) == 1
+
+
+def test_two_writers_that_read_first_both_succeed(database: Engine) -> None:
+    """On SQLite a transaction that reads and then writes fails at once when another wrote in between."""
+    together = threading.Barrier(2)
+
+    def write(name: str) -> None:
+        together.wait()
+        for number in range(20):
+            with db.begin(database) as session:
+                session.exec(select(Recipe)).all()
+                _add(session, f"{name}{number}")
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, ("a", "b")))
+    with db.read(database) as session:
+        assert len(session.exec(select(Recipe)).all()) == 40
+
+
+def test_sqlite_keeps_what_it_has_committed(database: Engine) -> None:
+    if database.dialect.name != "sqlite":
+        pytest.skip("settings of SQLite")
+    with database.connect() as connection:
+        settings = [connection.exec_driver_sql(f"PRAGMA {x}").scalar() for x in ("journal_mode", "synchronous", "foreign_keys")]
+    assert settings == ["wal", 2, 1]
+
+
+def test_a_database_that_is_away_is_unavailable_and_its_message_holds_no_values() -> None:
+    engine = db.connect("postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(Unavailable) as caught, db.begin(engine) as session:
+        session.exec(select(Recipe).where(Recipe.sha256 == "secret")).all()
+    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y", "no url"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(Invalid):
+        db.connect(url)

@@ -1,0 +1,110 @@
+"""A decision names every reason with the number that was measured and the threshold it was held against."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.labels import Alternative, Choice, Labels, Mentions, Span
+from service.route import Code, Evidence, Measured, Outcome, Policy, decide, lot, refuse
+
+SURE = Evidence(draw=0.99)
+
+
+def labels(confidence: float = 0.95, second: float = 0.03, span: float = 0.9, complete: float = 0.9) -> Labels:
+    return Labels(
+        choices={
+            "mood": Choice(
+                label="good", confidence=confidence, alternatives=(Alternative(label="bad", confidence=second),)
+            )
+        },
+        mentions={
+            "names": Mentions(
+                spans=(Span(start=0, end=3, label="person", text="Ann", confidence=span),), complete=complete
+            )
+        },
+    )
+
+
+def test_what_nothing_speaks_against_is_accepted_with_its_chance_of_an_audit() -> None:
+    decision = decide(labels(), Policy(), SURE)
+    assert (decision.outcome, decision.reasons, decision.inclusion) == (Outcome.accepted, (), Policy().audit_share)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "task", "value", "threshold"),
+    [
+        (labels(confidence=0.55, second=0.01), Code.low_confidence, "mood", 0.55, 0.6),
+        (labels(confidence=0.61, second=0.45), Code.ambiguous, "mood", 0.16, 0.2),
+        (labels(span=0.3), Code.low_confidence, "names", 0.3, 0.4),
+        (labels(complete=0.4), Code.low_confidence, "names", 0.4, 0.5),
+    ],
+)
+def test_a_doubt_sends_the_item_to_review_with_the_very_numbers(
+    said: Labels, code: Code, task: str, value: float, threshold: float
+) -> None:
+    decision = decide(said, Policy(), SURE)
+    (reason,) = decision.reasons
+    assert (decision.outcome, decision.inclusion) == (Outcome.review, None)
+    assert (reason.code, reason.task, reason.threshold) == (code, task, threshold)
+    assert reason.value == pytest.approx(value)
+
+
+def test_a_threshold_itself_is_accepted() -> None:
+    policy = Policy(choice_confidence=0.95, choice_margin=0.0, span_confidence=0.9, complete=0.9)
+    assert decide(labels(), policy, SURE).outcome is Outcome.accepted
+
+
+def test_a_label_that_disagreed_with_gold_too_often_is_not_accepted_on_its_own() -> None:
+    measured = {("mood", "good"): Measured(agreed=8, uses=20), ("names", "person"): Measured(agreed=1, uses=19)}
+    (reason,) = decide(labels(), Policy(), Evidence(draw=0.99, measured=measured)).reasons
+    assert (reason.code, reason.label, reason.value, reason.threshold) == (Code.low_agreement, "good", 0.4, 0.5)
+    assert reason.detail == "8 of 20 uses on gold"
+
+
+def test_a_text_whose_gold_says_otherwise_goes_to_review() -> None:
+    gold = Labels(choices={"mood": Choice(label="bad")}, mentions={"names": Mentions()})
+    reasons = decide(labels(), Policy(), Evidence(draw=0.99, gold=gold)).reasons
+    assert [(r.code, r.task, r.detail) for r in reasons] == [
+        (Code.gold_mismatch, "mood", "gold: bad"),
+        (Code.gold_mismatch, "names", "0 missed, 1 not in gold"),
+    ]
+    same = Labels(choices={"mood": Choice(label="good")})
+    assert decide(labels(), Policy(), Evidence(draw=0.99, gold=same)).outcome is Outcome.accepted
+
+
+def test_a_cut_answer_and_a_failed_text_go_to_review() -> None:
+    (reason,) = decide(labels(), Policy(), Evidence(draw=0.99, truncated=True)).reasons
+    assert reason.code is Code.truncated
+    refused = refuse(Code.failed, "the engine answered 400")
+    assert (refused.outcome, refused.reasons[0].detail) == (Outcome.review, "the engine answered 400")
+
+
+def test_the_audit_takes_accepted_items_by_lot_and_never_routed_ones() -> None:
+    drawn = Evidence(draw=0.0)
+    assert decide(labels(), Policy(), drawn).outcome is Outcome.audit
+    assert decide(labels(span=0.1), Policy(), drawn).outcome is Outcome.review
+    assert decide(labels(), Policy(audit_share=0.0), drawn).outcome is Outcome.accepted
+    assert decide(labels(), Policy(audit_share=1.0), SURE).outcome is Outcome.audit
+
+
+def test_the_lot_is_uniform_and_depends_on_seed_batch_and_position_alone() -> None:
+    lots = [lot(7, "batch", position) for position in range(20_000)]
+    assert lots == [lot(7, "batch", position) for position in range(20_000)]
+    assert lot(8, "batch", 0) != lots[0] != lot(7, "other", 0)
+    for share in (0.02, 0.5):
+        assert sum(draw < share for draw in lots) / len(lots) == pytest.approx(share, abs=0.01)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_accepted_means_that_every_number_reached_its_threshold(a: float, b: float, c: float, d: float) -> None:
+    policy = Policy()
+    decision = decide(labels(a, b, c, d), policy, SURE)
+    reached = (
+        a >= policy.choice_confidence
+        and a - b >= policy.choice_margin
+        and c >= policy.span_confidence
+        and d >= policy.complete
+    )
+    assert (decision.outcome is Outcome.accepted) == reached

@@ -56,7 +56,9 @@ def serve(
     from service.app import create_app
 
     settings = _settings(host=host, port=port)
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info", timeout_graceful_shutdown=10)
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, log_level="info", timeout_graceful_shutdown=10
+    )
 
 
 @app.command()
@@ -87,7 +89,9 @@ def worker() -> None:
 
 @app.command("annotate")
 def annotate_file(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSONL, CSV or Parquet file, or a data set of the hub")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="JSONL, CSV or Parquet file, or a data set of the hub")
+    ],
     schema_name: SchemaOption = "support",
     prompt_name: PromptOption = None,
     engine_name: EngineOption = None,
@@ -141,7 +145,9 @@ def evaluate(
     records = list(islice(read_records(gold), limit))
     what = _find_schema(schema_name, settings) if schema_name else schema.infer("gold", records)
     texts = [text for _, text in _texts(iter(records), "text", "id", settings)]
-    truth = [from_row(r, text, what, f"record {i}: ") for i, (r, text) in enumerate(zip(records, texts, strict=True), 1)]
+    truth = [
+        from_row(r, text, what, f"record {i}: ") for i, (r, text) in enumerate(zip(records, texts, strict=True), 1)
+    ]
     figures = asyncio.run(_evaluate(texts, truth, what, settings))
     if json_target:
         json_target.write_text(json.dumps(figures, indent=2) + "\n")
@@ -166,8 +172,8 @@ async def _evaluate(texts: list[str], truth: list[Labels], what: schema.Schema, 
     failed = said.count(None)
     tasks = compare(what, [(g, s) for g, s in zip(truth, said, strict=True) if s is not None])
     print_agreement(out, tasks)
-    rate = len(texts) / seconds
-    out.print(f"{len(texts)} texts, {failed} failed; {rate:.1f} texts/s, {tokens / max(1, len(texts)):.1f} output tokens a text")
+    speed = f"{len(texts) / seconds:.1f} texts/s, {tokens / max(1, len(texts)):.1f} output tokens a text"
+    out.print(f"{len(texts)} texts, {failed} failed; {speed}")
     return {"texts": len(texts), "failed": failed, "recipe": plan.body, "tasks": tasks}
 
 
@@ -333,7 +339,13 @@ def _writing(target: Path | None) -> Iterator[Any]:
 
 
 def _progress() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=err)
 
 

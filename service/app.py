@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from socket import socket
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy import Engine as Database
@@ -19,6 +21,8 @@ from service.failures import handle
 from service.middleware import Edge, Limits
 from service.running import Running
 from service.settings import Settings
+
+GRACE_SECONDS = 10  # for requests under way when the service is told to stop
 
 DESCRIPTION = """
 Labels texts with an open language model, says how sure it is of every label, and hands people exactly the items that
@@ -60,3 +64,28 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
     for router in api.routers:
         app.include_router(router)
     return app
+
+
+class Server(uvicorn.Server):
+    """Ends the streams of those who follow a batch before it waits for the last request to end."""
+
+    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        super().__init__(config)
+        self._running: Running = app.state.running
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        self._running.stopping.set()
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings) -> None:
+    """Listen until a signal to stop. Raises ServiceError where the settings, keys or prompts cannot work."""
+    Server(create_app(settings), settings.host, settings.port).run()

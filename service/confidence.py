@@ -107,7 +107,11 @@ def _compatible(path: bytes, endings: Mapping[str, bytes], following: bytes, end
             fits = ending.startswith(path)
         else:
             rest = path[len(ending) :]
-            fits = path.startswith(ending) and bool(following) and (following.startswith(rest) or rest.startswith(following))
+            fits = (
+                path.startswith(ending)
+                and bool(following)
+                and (following.startswith(rest) or rest.startswith(following))
+            )
         if fits:
             able.append(name)
     return able

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -98,7 +97,12 @@ def _post(client: httpx.Client, gold: list[dict[str, Any]]) -> str:
     texts = [{"id": record["id"], "text": record["text"]} for record in gold]
     answer = client.post("/v1/batches", json={"schema": "support", "texts": texts}).raise_for_status().json()
     batch: str = answer["id"]
-    columns = (TextColumn("Labelling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} texts/s"))
+    columns = (
+        TextColumn("Labelling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} texts/s"),
+    )
     started = time.monotonic()
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("", total=len(texts), rate=0.0)

@@ -30,6 +30,7 @@ _CODES = {400: "invalid", 413: TooLarge.code, 415: "unsupported", 422: "invalid"
 class Problem(BaseModel):
     field: str = Field(description="where it is, like `texts[3].id`")
     index: int | None = Field(None, description="the item, counted from 0, where it is within one")
+    line: int | None = Field(None, description="the line of a schema, counted from 1")
     expected: str = Field(description="what was expected there")
 
 
@@ -88,8 +89,14 @@ def _response(status: int, code: str, detail: Mapping[str, Any], headers: Mappin
 
 
 def _detail(error: ServiceError) -> dict[str, Any]:
-    more = error.detail if isinstance(error.detail, Mapping) else {"problems": error.detail} if error.detail else {}
-    return {"message": error.message, **more}
+    """The message with what came with it: some fields, or a list of problems."""
+    if isinstance(error.detail, Mapping):
+        return {"message": error.message, **error.detail}
+    problems = [
+        {"expected" if name == "reason" else name: value for name, value in problem.items()}
+        for problem in error.detail or ()
+    ]
+    return {"message": error.message, **({"problems": problems} if problems else {})}
 
 
 def _headers(error: ServiceError) -> dict[str, str]:

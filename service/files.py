@@ -1,4 +1,4 @@
-"""Texts and gold from files: JSONL, CSV and Parquet, compressed or not, or a data set of the hub, read by `datasets`."""
+"""Texts and gold from JSONL, CSV and Parquet files, compressed or not, or from a data set of the hub."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ Offsets are Unicode code points, end exclusive, in the text exactly as received:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -113,8 +114,12 @@ def from_row(row: Mapping[str, Any], text: str, schema: Schema, where: str = "")
             _require(isinstance(value, list), field, "a list of spans")
             spans = [_span(entry, text, known, f"{field}[{i}]") for i, entry in enumerate(value)]
             spans.sort(key=lambda span: (span.start, span.end))
-            for before, after in zip(spans, spans[1:], strict=False):
-                _require(before.end <= after.start, field, f"spans that do not overlap; {before.text!r} and {after.text!r} do")
+            for before, after in pairwise(spans):
+                _require(
+                    before.end <= after.start,
+                    field,
+                    f"spans that do not overlap; {before.text!r} and {after.text!r} do",
+                )
             mentions[task.name] = Mentions(spans=tuple(spans))
     return Labels(choices=choices, mentions=mentions)
 
@@ -124,7 +129,9 @@ def _span(entry: Any, text: str, known: set[str], field: str) -> Span:
     start, end, label = entry.get("start"), entry.get("end"), entry.get("label")
     exact = type(start) is int and type(end) is int and 0 <= start < end <= len(text)
     _require(exact, field, f"code point offsets with 0 <= start < end <= {len(text)}, not {start!r} to {end!r}")
-    _require(label in known if isinstance(label, str) else False, f"{field}.label", f"a label of the task, not {label!r}")
+    _require(
+        label in known if isinstance(label, str) else False, f"{field}.label", f"a label of the task, not {label!r}"
+    )
     surface = text[start:end]
     stated = entry.get("text", surface)
     _require(stated == surface, f"{field}.text", f"{surface!r}, which stands at {start} to {end}, not {stated!r}")

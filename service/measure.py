@@ -195,13 +195,30 @@ def _sureness(said: Mentions, right: frozenset[tuple[int, int, str]]) -> float |
     return max((confidence for confidence in wrong if confidence is not None), default=None)
 
 
+def compare(schema: Schema, pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, Any]:
+    """Agreement by task of (gold, said) labels, one pair a text, in the form of `agreement`'s "tasks"."""
+    both = {}
+    for task in schema.tasks:
+        rows = [(plain(gold).get(task.name), plain(said).get(task.name)) for gold, said in pairs]
+        both[task.name] = [(gold, said) for gold, said in rows if gold is not None and said is not None]
+    return _figures(schema, both)
+
+
 def _tasks(pairs: Sequence[_Pair], schema: Schema) -> dict[str, Any]:
+    both: dict[str, list[tuple[Any, Any]]] = {}
+    for pair in pairs:
+        both.setdefault(pair.task, []).append((pair.gold, pair.said))
+    return _figures(schema, both)
+
+
+def _figures(schema: Schema, both: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, Any]:
+    """What eval.agreement finds for each task, from (gold, said) in plain form."""
     from eval.agreement import choice_agreement, span_agreement  # scikit-learn takes a second to import
 
     found = {}
     for task in schema.tasks:
-        gold = [pair.gold for pair in pairs if pair.task == task.name]
-        said = [pair.said for pair in pairs if pair.task == task.name]
+        gold = [one for one, _ in both.get(task.name, ())]
+        said = [other for _, other in both.get(task.name, ())]
         if not gold:
             continue
         if task.kind == "choice":

@@ -104,7 +104,7 @@ class Item(SQLModel, table=True):
 
     fence: raised at every claim; whoever writes must name it, so that a late worker's result is dropped.
     attempt: claims so far, less those that were given back through no fault of the item.
-    priority: place among the items that wait for a person, least first; `review.priority` says it, `queue.store` writes it.
+    priority: place among the items that wait for a person, least first; from `review.priority`.
     """
 
     __table_args__ = (

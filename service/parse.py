@@ -88,10 +88,7 @@ def _mentions(
         if not surface:
             raise ParseError(f"no mention with a label at {position}")
         words = _unescape(surface[1], wire)
-        if mark:
-            run = _marked_run(window, words, int(mark[1]), counts, after)
-        else:
-            run = locate(window, words, after)
+        run = _marked_run(window, words, int(mark[1]), counts, after) if mark else locate(window, words, after)
         if run is None:
             raise ParseError(f"{words!r} is not a run of whole words where it could stand")
         label, position = _label(completion, surface.end(), task)
@@ -105,9 +102,9 @@ def _marked_run(window: Window, surface: str, number: int, counts: list[int], af
     """The run that reads `surface` and starts at the number-th standing of its first word."""
     for i in range(after, len(window.words)):
         start, end = window.words[i]
-        if counts[i] == number and surface.startswith(window.text[start:end]):
-            if run := run_at(window, surface, i):
-                return run
+        first = window.text[start:end]
+        if counts[i] == number and surface.startswith(first) and (run := run_at(window, surface, i)):
+            return run
     return None
 
 

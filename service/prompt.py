@@ -74,8 +74,8 @@ def load(folder: Path, name: str) -> Prompt:
         assignments = _environment.parse(data.decode()).find_all(jinja2.nodes.Assign)
     except (jinja2.TemplateError, UnicodeDecodeError) as error:
         raise Invalid(f"prompt {name}: {error}") from error
-    constants = {a.target.name: a.node.value for a in assignments if isinstance(a.node, jinja2.nodes.Const)}
-    wire = constants.get("wire")
+    wires = [a.node for a in assignments if getattr(a.target, "name", "") == "wire"]
+    wire = wires[0].value if wires and isinstance(wires[0], jinja2.nodes.Const) else None
     if wire not in WIRES or not {"system", "user"} <= template.blocks.keys():
         raise Invalid(f"prompt {name} must set wire to one of {', '.join(WIRES)} and have the blocks system and user")
     return Prompt(stem, int(version), sha256, wire, template)
@@ -127,14 +127,18 @@ def _examples(schema: Schema, wire: Wire) -> list[dict[str, str]]:
 
 def _located(mentions: Any, window: Window, where: str) -> list[dict[str, Any]]:
     """Spans from `{"text", "label"}` in reading order: each stands at its first place after the one before."""
-    if not isinstance(mentions, list) or not all(isinstance(m, dict) and m.keys() == {"text", "label"} for m in mentions):
+    if not isinstance(mentions, list) or not all(
+        isinstance(m, dict) and m.keys() == {"text", "label"} for m in mentions
+    ):
         raise Invalid(f"{where}: expected a list of {{text, label}}")
     spans = []
     after = 0
     for number, mention in enumerate(mentions):
         run = locate(window, mention["text"], after)
         if run is None:
-            raise Invalid(f"{where}[{number}].text: {mention['text']!r} does not stand in the text after what is before it")
+            raise Invalid(
+                f"{where}[{number}].text: {mention['text']!r} does not stand in the text after what is before it"
+            )
         spans.append({"start": window.words[run[0]][0], "end": window.words[run[1] - 1][1], "label": mention["label"]})
         after = run[1]
     return spans

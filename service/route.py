@@ -41,13 +41,17 @@ class Policy(BaseModel):
 
     choice_confidence: Probability = Field(0.6, description="least probability of a chosen label")
     choice_margin: Probability = Field(0.2, description="least distance of a chosen label to the runner-up")
-    span_confidence: Probability = Field(0.4, description="least probability of a mention, boundaries and label together")
+    span_confidence: Probability = Field(
+        0.4, description="least probability of a mention, boundaries and label together"
+    )
     complete: Probability = Field(0.5, description="least probability that no mention was missed")
     label_agreement: Probability = Field(0.5, description="least share of a label's uses that agreed with gold")
     label_agreement_uses: Annotated[int, Field(ge=1)] = Field(
         20, description="uses of a label on gold below which its agreement is not judged"
     )
-    audit_share: Probability = Field(0.02, description="share of accepted items that a person sees all the same, at random")
+    audit_share: Probability = Field(
+        0.02, description="share of accepted items that a person sees all the same, at random"
+    )
 
 
 class Reason(BaseModel):

@@ -47,6 +47,7 @@ class Running:
         self._own_engine = engine is None
         self._database = database
         self._own_database = database is None
+        self.stopping = asyncio.Event()  # the server is about to stop: streams without an end of their own end now
         self._doubted = asyncio.Event()
         self._stop = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []

@@ -26,7 +26,8 @@ MAX_NODES = 20_000
 
 # Keys of a result row that are not tasks.
 RESERVED = frozenset(
-    "id text meta source state decision reasons recipe error complete batch position labels annotations intents".split()
+    ("id", "text", "meta", "source", "state", "decision", "reasons", "recipe", "reviewer", "proposed", "complete")
+    + ("batch", "labels", "annotations", "intents")
 )
 # What separates fields on the wire: a label that contains one could not be told from two.
 SEPARATORS = ("|", "=", '"', "\\")
@@ -82,7 +83,10 @@ class _Task(_Frozen):
 
     @model_validator(mode="after")
     def _distinct(self) -> _Task:
-        for what, values in (("label", [x.name for x in self.labels]), ("displayed label", [x.shown for x in self.labels])):
+        for what, values in (
+            ("label", [x.name for x in self.labels]),
+            ("displayed label", [x.shown for x in self.labels]),
+        ):
             repeated = [value for value, count in Counter(values).items() if count > 1]
             if repeated:
                 raise ValueError(f"the {what} {repeated[0]!r} stands more than once")
@@ -249,7 +253,10 @@ def infer(name: str, records: Iterable[Mapping[str, Any]]) -> Schema:
 def to_yaml(schema: Schema) -> str:
     """The schema as a file that `load` reads back to an equal one."""
     data = schema.model_dump(exclude_defaults=True) | {"version": schema.version}
-    data["tasks"] = [{"name": t.name, "kind": t.kind, **t.model_dump(exclude_defaults=True, exclude={"name", "kind"})} for t in schema.tasks]
+    data["tasks"] = [
+        {"name": t.name, "kind": t.kind, **t.model_dump(exclude_defaults=True, exclude={"name", "kind"})}
+        for t in schema.tasks
+    ]
     for task in data["tasks"]:
         task["labels"] = list(task["labels"])
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
@@ -259,14 +266,15 @@ def _compose(text: str, source: str) -> yaml.Node:
     """YAML to nodes that know their lines. Depth is checked on the event stream, before anything recurses."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.CSafeLoader)):
+        line = f"line {event.start_mark.line + 1}" if event.start_mark else "line 1"
         if count > MAX_NODES:
-            raise Invalid(f"{source}, line {event.start_mark.line + 1}: more than {MAX_LABELS} labels or {MAX_NODES} nodes")
+            raise Invalid(f"{source}, {line}: more than {MAX_LABELS} labels or {MAX_NODES} nodes")
         if isinstance(event, yaml.AliasEvent):
-            raise Invalid(f"{source}, line {event.start_mark.line + 1}: aliases are not allowed in a schema")
+            raise Invalid(f"{source}, {line}: aliases are not allowed in a schema")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise Invalid(f"{source}, line {event.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")
+                raise Invalid(f"{source}, {line}: nested more than {MAX_DEPTH} deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
     node = yaml.compose(text, Loader=yaml.CSafeLoader)

@@ -22,19 +22,31 @@ def _words(value: object) -> object:
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CONCORD_", extra="ignore", frozen=True)
 
-    database_url: str = Field("sqlite:///concord.db", description="SQLite file or PostgreSQL server (postgresql+psycopg://…)")
+    database_url: str = Field(
+        "sqlite:///concord.db", description="SQLite file or PostgreSQL server (postgresql+psycopg://…)"
+    )
     host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs API keys")
     port: int = Field(8300, ge=1, le=65535, description="port to listen on")
-    client_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="API keys that may annotate, upload gold and export")
-    reviewer_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="API keys that may settle reviews; as name:key, the name is recorded")
+    client_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="API keys that may annotate, upload gold and export"
+    )
+    reviewer_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="API keys that may settle reviews; as name:key, the name is recorded"
+    )
 
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="embedded engine in process, or vLLM servers")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="embedded engine in process, or vLLM servers"
+    )
     model: str = Field("embedded", description="the embedded model, a folder, or a model name of the hub")
     revision: str = Field("", description="revision of a model of the hub; empty: the newest")
     adapter: str = Field("", description="name of an adapter that the vLLM server loaded; empty: the model itself")
-    vllm_urls: Annotated[tuple[str, ...], NoDecode] = Field(("http://127.0.0.1:8301",), description="vLLM servers, blank or comma between")
+    vllm_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("http://127.0.0.1:8301",), description="vLLM servers, blank or comma between"
+    )
     vllm_key: str = Field("", description="API key that the vLLM servers expect")
-    in_flight: int = Field(0, ge=0, le=4096, description="requests in the engine at once; 0: 48 embedded, 128 for each vLLM server")
+    in_flight: int = Field(
+        0, ge=0, le=4096, description="requests in the engine at once; 0: 48 embedded, 128 for each vLLM server"
+    )
     threads: int = Field(0, ge=0, description="threads of the embedded engine; 0: one for each processor")
     cache: Path = Field(Path.home() / ".cache" / "concord", description="folder for the prepared model")
 
@@ -42,9 +54,13 @@ class Settings(BaseSettings):
     prompts: Path = Field(PROJECT / "prompts", description="folder of prompt files")
     prompt: str = Field("line.v1", description="prompt used when a request names none")
 
-    workers: int = Field(1, ge=0, le=64, description="annotation workers inside the service; 0: run `concord worker` elsewhere")
+    workers: int = Field(
+        1, ge=0, le=64, description="annotation workers inside the service; 0: run `concord worker` elsewhere"
+    )
     chunk: int = Field(32, ge=1, le=1000, description="items a worker claims at a time")
-    lease_seconds: float = Field(60.0, gt=0, description="how long a claimed item stays with a worker that no longer answers")
+    lease_seconds: float = Field(
+        60.0, gt=0, description="how long a claimed item stays with a worker that no longer answers"
+    )
     review_lease_seconds: float = Field(900.0, gt=0, description="how long a claimed review stays with its reviewer")
 
     max_body: int = Field(32_000_000, ge=1_000, description="bytes of a request body")

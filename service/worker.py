@@ -238,14 +238,14 @@ class _Worker:
                 asking.cancel()
                 await asyncio.wait({asking})
             await self._settle(chunk)
-        except Exception as error:  # noqa: BLE001  one chunk must not end the worker
+        except Exception as error:  # one chunk must not end the worker
             log.error("a chunk of batch %s is lost until its leases end: %s", chunk.claim.batch.id, _where(error))
         finally:
             self.waiting -= len(chunk.waiting)
             chunk.waiting.clear()
 
     async def _ask(self, chunk: _Chunk) -> None:
-        """Through the engine. What has no answer in the end is in `chunk.failed`, or still waiting: no fault of its own."""
+        """Through the engine. What has no answer in the end is in `failed`, or still waiting: no fault of its own."""
         try:
             brief = await asyncio.to_thread(self._brief, chunk.claim)
         except Unavailable as error:
@@ -276,7 +276,7 @@ class _Worker:
                 self._answered(chunk, item)
         except EngineError as error:
             failure = Failure(Code.failed, str(error), retryable=True)
-        except Exception as error:  # noqa: BLE001  failure is data
+        except Exception as error:  # failure is data
             log.error("annotating batch %s: %s", chunk.claim.batch.id, _where(error))
             failure = Failure(Code.failed, _where(error), retryable=True)
             engine_failed = False

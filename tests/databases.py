@@ -1,6 +1,7 @@
 """Pytest plugin: the fixture `database`, an empty migrated database, once on SQLite and once on PostgreSQL.
 
-One PostgreSQL server a session, made with initdb from /usr/lib/postgresql/*/bin or the PATH. Where the server programs are missing the PostgreSQL half is skipped, and says so.
+One PostgreSQL server a session, made with initdb from /usr/lib/postgresql/*/bin or the PATH. Where the server
+programs are missing the PostgreSQL half is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -167,6 +168,8 @@ def sure(text: str) -> Labels:
     """Labels that nothing speaks against: the first word is a thing, if there is one."""
     words = text.split(maxsplit=1)
     start = text.find(words[0]) if words else 0
-    spans = [Span(start=start, end=start + len(words[0]), label="thing", text=words[0], confidence=0.9)] if words else []
+    spans = (
+        [Span(start=start, end=start + len(words[0]), label="thing", text=words[0], confidence=0.9)] if words else []
+    )
     choice = Choice(label="good", confidence=0.95, alternatives=(Alternative(label="bad", confidence=0.05),))
     return Labels(choices={"mood": choice}, mentions={"things": Mentions(spans=tuple(spans), complete=0.9)})

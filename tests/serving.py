@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.app import create_app
+from service.app import Server, create_app
 from service.engine import Completion, Identity, Request, Token
 from service.errors import EngineError
 from service.settings import PROJECT, Settings
@@ -118,8 +117,7 @@ def finished(client: TestClient, batch: str) -> dict[str, Any]:
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """The URL of a real server on a free port, stopped at the end of the block."""
-    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
+    server = Server(app, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

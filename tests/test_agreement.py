@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from time import perf_counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
@@ -166,6 +166,7 @@ def test_readings_of_different_length_are_refused() -> None:
         span_agreement([[]], [])
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_choice_numbers_are_finite_in_range_and_inside_their_interval(pairs: list[tuple[str, str]]) -> None:
     found = choice_agreement([g for g, _ in pairs], [s for _, s in pairs])
@@ -176,6 +177,7 @@ def test_choice_numbers_are_finite_in_range_and_inside_their_interval(pairs: lis
     assert sum(label.gold for label in found.labels) == sum(label.said for label in found.labels) == found.n
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_kappa_is_symmetric_and_blind_to_order(pairs: list[tuple[str, str]]) -> None:
     gold, said = [g for g, _ in pairs], [s for _, s in pairs]
@@ -188,6 +190,7 @@ def test_kappa_is_symmetric_and_blind_to_order(pairs: list[tuple[str, str]]) -> 
     assert again.kappa == pytest.approx(there.kappa)
 
 
+@settings(deadline=None)
 @given(st.lists(LABELS, min_size=2, max_size=40))
 def test_a_reading_agrees_with_itself(labels: list[str]) -> None:
     found = choice_agreement(labels, labels)
@@ -201,6 +204,7 @@ def test_a_reading_agrees_with_itself(labels: list[str]) -> None:
         assert found.macro_f1.low < 1.0
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_choices_score_as_in_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     gold, said = [g for g, _ in pairs], [s for _, s in pairs]
@@ -210,6 +214,7 @@ def test_choices_score_as_in_scikit_learn(pairs: list[tuple[str, str]]) -> None:
         assert found.macro_f1.value == pytest.approx(f1_score(gold, said, average="macro", zero_division=0.0))
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_span_numbers_are_finite_add_up_and_mirror(texts: list[tuple[list[Mention], list[Mention]]]) -> None:
     gold, said = [g for g, _ in texts], [s for _, s in texts]
@@ -225,6 +230,7 @@ def test_span_numbers_are_finite_add_up_and_mirror(texts: list[tuple[list[Mentio
         assert estimate is None or 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_spans_do_not_depend_on_order(texts: list[tuple[list[Mention], list[Mention]]]) -> None:
     found = span_agreement([g for g, _ in texts], [s for _, s in texts])
@@ -232,6 +238,7 @@ def test_spans_do_not_depend_on_order(texts: list[tuple[list[Mention], list[Ment
     assert span_agreement([g for g, _ in other], [s for _, s in other]) == found
 
 
+@settings(deadline=None)
 @given(st.lists(MENTIONS, min_size=1, max_size=12))
 def test_mentions_agree_with_themselves(texts: list[list[Mention]]) -> None:
     found = span_agreement(texts, texts)

@@ -363,6 +363,7 @@ def test_gold_comes_in_as_lines_or_as_an_array_and_back_out(fresh: TestClient) -
         (b'{"text": "x", "entities": [{"start": 0, "end": 9, "label": "product"}]}', "code point offsets"),
         (b"\xff", "UTF-8"),
         (b"[" * 100_000, "deep"),
+        (b"[]", "at least one record"),
     ],
 )
 def test_gold_that_is_wrong_is_refused_whole(client: TestClient, body: bytes, says: str) -> None:

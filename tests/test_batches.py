@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,7 @@ from service.settings import Settings
 from tests.databases import SCHEMA, post, sure
 
 RECIPE = "r" * 64
+log = logging.getLogger(__name__)
 
 
 def new(*texts: str, **fields: Any) -> BatchCreate:
@@ -35,7 +37,9 @@ def new(*texts: str, **fields: Any) -> BatchCreate:
 def submit(database: Engine, create: BatchCreate, key: str | None = None, **more: Any) -> tuple[Batch, bool]:
     schema, prompt = more.get("schema", SCHEMA), more.get("prompt", "line.v1")
     with db.begin(database) as session:
-        return batches.submit(session, more.get("client", "me"), key, create, schema, prompt, Settings(max_texts=200_000))
+        return batches.submit(
+            session, more.get("client", "me"), key, create, schema, prompt, Settings(max_texts=200_000)
+        )
 
 
 def label(database: Engine, outcome: Outcome = Outcome.accepted, limit: int = 1000) -> int:
@@ -107,9 +111,12 @@ def test_a_bad_batch_is_refused_with_its_field(fields: dict[str, Any], where: st
 
 
 def test_ids_are_unique_in_a_batch_also_against_the_positions_that_stand_in_for_them() -> None:
-    for ids, message in ((["x", "x"], "texts[1]: the id 'x' is that of texts[0]"), (["1", None], "texts[1]: the id '1'")):
+    for ids, message in (
+        (["x", "x"], "texts[1]: the id 'x' is that of texts[0]"),
+        (["1", None], "texts[1]: the id '1'"),
+    ):
         with pytest.raises(ValidationError) as error:
-            BatchCreate.model_validate({"texts": [{"text": "a", "id": id} for id in ids], "schema": "notes"})
+            BatchCreate.model_validate({"texts": [{"text": "a", "id": ref} for ref in ids], "schema": "notes"})
         assert message in problem(error)[1]
 
 
@@ -150,7 +157,8 @@ def test_content_that_was_cancelled_may_come_anew(database: Engine) -> None:
     with db.begin(database) as session:
         batches.cancel(session, first.id)
     second, is_new = submit(database, new("a"))
-    assert is_new and second.id != first.id
+    assert is_new
+    assert second.id != first.id
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\0", "sha256:abc"])
@@ -303,21 +311,32 @@ def test_twenty_thousand_texts_come_in_are_counted_and_read_in_seconds(database:
     assert len(rows(database, batch, after=19_000)) == 999
     read = time.monotonic()
     times = (submitted - started, labelled - submitted, counted - labelled, read - counted)
-    print("submit, claim and store 100, progress, page of 1,000: " + ", ".join(f"{x:.3f} s" for x in times))
-    assert times[0] < 60 and max(times[1:]) < 5  # generous: the machine is shared
+    log.info("submit %.3f s, claim and store 100 %.3f s, progress %.3f s, page of 999 %.3f s", *times)
+    assert times[0] < 60  # generous: the machine is shared
+    assert max(times[1:]) < 5
 
 
 anything = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50)
 
 
-@hypothesis_settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-@given(text=anything, id=st.none() | anything.filter(bool), meta=st.dictionaries(anything, anything | st.integers() | st.floats(allow_nan=False, allow_infinity=False), max_size=3))
-@example(text="\r\n\u2028\ufeff e\u0301 \U0010ffff\ufffe", id="\ufeff", meta={"": 1e22})
-def test_any_text_comes_back_code_point_for_code_point(database: Engine, text: str, id: str | None, meta: dict[str, Any]) -> None:
-    create = BatchCreate(texts=(TextCreate(text=text, id=id, meta=meta),), schema="notes", policy=Policy())
+@hypothesis_settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
+@given(
+    text=anything,
+    ref=st.none() | anything.filter(bool),
+    meta=st.dictionaries(
+        anything, anything | st.integers() | st.floats(allow_nan=False, allow_infinity=False), max_size=3
+    ),
+)
+@example(text="\r\n\u2028\ufeff e\u0301 \U0010ffff\ufffe", ref="\ufeff", meta={"": 1e22})
+def test_any_text_comes_back_code_point_for_code_point(
+    database: Engine, text: str, ref: str | None, meta: dict[str, Any]
+) -> None:
+    create = BatchCreate(texts=(TextCreate(text=text, id=ref, meta=meta),), schema_name="notes", policy=Policy())
     batch, _ = submit(database, create)
     (row,) = rows(database, batch.id)
-    assert (row["text"], row["id"], row["meta"]) == (text, id or "0", meta)
+    assert (row["text"], row["id"], row["meta"]) == (text, ref or "0", meta)
     with db.read(database) as session:
         item = session.exec(select(Item).where(Item.batch_id == batch.id)).one()
     assert item.text_sha256 == fingerprint(text)

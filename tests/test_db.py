@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -55,9 +56,13 @@ def test_tables_of_a_newer_version_are_refused(empty_database_url: str) -> None:
 
 
 def test_a_block_that_fails_leaves_nothing_behind(database: Engine) -> None:
-    with pytest.raises(ZeroDivisionError), db.begin(database) as session:
-        _add(session, "a")
-        raise ZeroDivisionError
+    def write() -> None:
+        with db.begin(database) as session:
+            _add(session, "a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
     with db.read(database) as session:
         assert session.exec(select(Recipe)).all() == []
 
@@ -102,11 +107,12 @@ def test_two_writers_that_read_first_both_succeed(database: Engine) -> None:
         assert len(session.exec(select(Recipe)).all()) == 40
 
 
-def test_sqlite_keeps_what_it_has_committed(database: Engine) -> None:
-    if database.dialect.name != "sqlite":
-        pytest.skip("settings of SQLite")
-    with database.connect() as connection:
-        settings = [connection.exec_driver_sql(f"PRAGMA {x}").scalar() for x in ("journal_mode", "synchronous", "foreign_keys")]
+def test_sqlite_keeps_what_it_has_committed(tmp_path: Path) -> None:
+    engine = db.connect(f"sqlite:///{tmp_path}/concord.db")
+    with engine.connect() as connection:
+        asked = ("journal_mode", "synchronous", "foreign_keys")
+        settings = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in asked]
+    engine.dispose()
     assert settings == ["wal", 2, 1]
 
 

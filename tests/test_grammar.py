@@ -41,7 +41,25 @@ SCHEMAS = [SCHEMA, SPANS_ONLY, CHOICE_ONLY]
 PIECES = st.one_of(
     st.sampled_from(
         ["a", "b", "a", "Sam", "Samsung", "New York", "=", "==", "=2", "|", " | ", " = ", "product", "order", '"', "\\"]
-        + ["\n", "\r\n", "\t", "  ", " ", "'", "5.5", "<|im_end|>", "é", "e\u0301", "👍🏽", "👨‍👩‍👧", "日本語", "عربي", "ไทย", "\x01", "\x7f"]
+        + [
+            "\n",
+            "\r\n",
+            "\t",
+            "  ",
+            " ",
+            "'",
+            "5.5",
+            "<|im_end|>",
+            "é",
+            "e\u0301",
+            "👍🏽",
+            "👨‍👩‍👧",
+            "日本語",
+            "عربي",
+            "ไทย",
+            "\x01",
+            "\x7f",
+        ]
     ),
     st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=4),
 )
@@ -103,14 +121,17 @@ def test_every_assignment_can_be_said_and_is_read_back(tokenizer: Tokenizer, wir
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=assignments(), data=st.data())
 def test_grammar_and_parser_accept_exactly_the_same_completions(
-    tokenizer: Tokenizer, wire_name: str, case: tuple, data: st.DataObject  # type: ignore[type-arg]
+    tokenizer: Tokenizer,
+    wire_name: str,
+    case: tuple,
+    data: st.DataObject,  # type: ignore[type-arg]
 ) -> None:
     schema, window, labels = case
     wire = WIRES[wire_name](schema)
     completion = render(labels, window, schema, wire)
     at = data.draw(st.integers(0, len(completion)))
     cut = data.draw(st.integers(0, 3))
-    alphabet = sorted(set(completion) | set("= |2a\"{}"))
+    alphabet = sorted(set(completion) | set('= |2a"{}'))
     put = data.draw(st.text(st.sampled_from(alphabet), max_size=3))
     mutated = completion[:at] + put + completion[at + cut :]
     grammar = compile_grammar(schema, window, wire)
@@ -162,7 +183,9 @@ def test_a_mention_stands_for_its_first_free_place_and_a_mark_for_a_later_one() 
     assert starts(" May asks = b") == [19]
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u200b", "a" * 5000, "😀" * 10_000, "=" * 400, "word " * 20_000, "́" * 3000])
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\t ", "\u200b", "a" * 5000, "😀" * 10_000, "=" * 400, "word " * 20_000, "́" * 3000]
+)
 def test_any_text_compiles_window_by_window_and_no_word_is_left_out(tokenizer: Tokenizer, text: str) -> None:
     pieces = windows(text)
     assert [(s + w.offset, e + w.offset) for w in pieces for s, e in w.words] == split_words(text)

@@ -11,7 +11,16 @@ from contextlib import suppress
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import Engine, text, update
 from sqlmodel import col, select
 
@@ -75,7 +84,10 @@ def test_a_claim_takes_items_of_one_batch_in_order_of_position(database: Engine)
     post(database, ["a", "b", "c"])
     first = claimed(database, limit=2)
     assert positions(first) == [0, 1]
-    assert [(item.text, item.attempt, item.fence, item.ref) for item in first.items] == [("a", 1, 1, "0"), ("b", 1, 1, "1")]
+    assert [(item.text, item.attempt, item.fence, item.ref) for item in first.items] == [
+        ("a", 1, 1, "0"),
+        ("b", 1, 1, "1"),
+    ]
     assert first.batch.schema["name"] == "notes"
     assert (first.batch.prompt, first.batch.gold) == ("line.v1", None)
     assert positions(claim(database, limit=2)) == [2]
@@ -179,7 +191,8 @@ def test_suspects_go_out_in_ever_smaller_portions_and_then_to_review(database: E
     assert states(database, batch) == {State.review: 16}
     with db.read(database) as session:
         decision = session.exec(select(ItemDecision)).first()
-    assert decision is not None and decision.recipe is None
+    assert decision is not None
+    assert decision.recipe is None
     assert decision.reasons[0]["code"] == Code.failed
 
 
@@ -190,7 +203,8 @@ def test_who_holds_a_suspect_holds_nothing_else(database: Engine) -> None:
     expire(database, "dead")
     assert positions(claim(database, "a", limit=9)) == list(range(18, 27))  # busy: fresh items, not the suspects
     suspects = claimed(database, "b", limit=9)
-    assert suspects.suspect and positions(suspects) == positions(lost)[:3]
+    assert suspects.suspect
+    assert positions(suspects) == positions(lost)[:3]
     assert claim(database, "b", limit=9) is None  # nothing beside them
     assert not fresh.suspect
     store(database, suspects)
@@ -297,7 +311,7 @@ class Queue(RuleBasedStateMachine):
         self.ended: dict[int, State] = {}
 
     @rule(target=claims, owner=OWNERS, limit=st.integers(1, 6))
-    def claims_some(self, owner: str, limit: int) -> object:
+    def claims_some(self, owner: str, limit: int) -> Claim | MultipleResults[Claim]:
         held = claim(self.database, owner, limit, 600)
         if held is None:
             return multiple()
@@ -351,7 +365,9 @@ class Queue(RuleBasedStateMachine):
     def cancels(self, index: int) -> None:
         with db.begin(self.database) as session:
             batches.cancel(session, self.batches[index])
-            gone = session.exec(select(Item.id).where(Item.batch_id == self.batches[index], Item.state == State.cancelled))
+            gone = session.exec(
+                select(Item.id).where(Item.batch_id == self.batches[index], Item.state == State.cancelled)
+            )
             for item in gone:
                 with suppress(KeyError):
                     del self.live[item or 0]
@@ -366,18 +382,25 @@ class Queue(RuleBasedStateMachine):
             rows = {item.id or 0: item for item in session.exec(select(Item))}
             decided = set(session.exec(select(ItemDecision.item_id)))
             spoken = Counter(session.exec(select(Annotation.item_id)))
-        leased = {id: (item.lease_owner, item.fence) for id, item in rows.items() if item.state == State.leased}
+        leased = {key: (item.lease_owner, item.fence) for key, item in rows.items() if item.state == State.leased}
         assert leased == self.live
-        for id, state in self.ended.items():
-            assert rows[id].state == state
-        settled = {id for id, item in rows.items() if item.state in (State.accepted, State.review)}
+        for key, state in self.ended.items():
+            assert rows[key].state == state
+        settled = {key for key, item in rows.items() if item.state in (State.accepted, State.review)}
         assert decided == settled
-        assert spoken == {id: 2 for id, item in rows.items() if item.state == State.accepted}
+        assert spoken == {key: 2 for key, item in rows.items() if item.state == State.accepted}
         assert all(item.attempt >= queue.ATTEMPTS for item in rows.values() if item.state == State.review)
 
 
 def test_no_order_of_events_loses_or_doubles_an_item(database: Engine) -> None:
     machine = type("QueueOnDatabase", (Queue,), {"database": database})
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    options = settings(max_examples=30, stateful_step_count=25, deadline=None, derandomize=True, suppress_health_check=slow, database=None)
+    options = settings(
+        max_examples=30,
+        stateful_step_count=25,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=slow,
+        database=None,
+    )
     run_state_machine_as_test(machine, settings=options)

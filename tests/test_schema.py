@@ -73,8 +73,12 @@ def test_a_schema_that_cannot_work_is_refused_with_line_and_reason(text: str, li
 @pytest.mark.parametrize(
     "data",
     [
-        b"name: x\ntasks:\n- name: a\n  kind: choice\n  labels: [" + b",".join(b"l%d" % i for i in range(1_000_000)) + b"]",
-        b"name: x\ntasks:\n- name: a\n  kind: choice\n  labels: [" + b",".join(b"l%d" % i for i in range(50_000)) + b"]",
+        b"name: x\ntasks:\n- name: a\n  kind: choice\n  labels: ["
+        + b",".join(b"l%d" % i for i in range(1_000_000))
+        + b"]",
+        b"name: x\ntasks:\n- name: a\n  kind: choice\n  labels: ["
+        + b",".join(b"l%d" % i for i in range(50_000))
+        + b"]",
         b"[" * 1_000_000,
         b"name: x\ndescription: " + b"x" * 399_000,
         b"\xff\xfe",

@@ -54,7 +54,9 @@ class Fake:
         await asyncio.sleep(self.restarts_after)
         self.down = False
 
-    async def annotate(self, texts: Sequence[str], plan: Plan, engine: Engine) -> AsyncIterator[tuple[int, Annotated | Failure]]:
+    async def annotate(
+        self, texts: Sequence[str], plan: Plan, engine: Engine
+    ) -> AsyncIterator[tuple[int, Annotated | Failure]]:
         self.asked += texts
         if "raises" in texts:
             raise ValueError("raises: here stands the text")
@@ -103,7 +105,9 @@ async def _until(done: Callable[[], bool], seconds: float = 20) -> None:
         await asyncio.sleep(0.02)
 
 
-def run(database: Database, fake: Fake, until: Callable[[], bool], settings: Settings = SETTINGS, meanwhile: Any = None) -> None:
+def run(
+    database: Database, fake: Fake, until: Callable[[], bool], settings: Settings = SETTINGS, meanwhile: Any = None
+) -> None:
     async def both() -> None:
         stop = asyncio.Event()
         working = asyncio.create_task(
@@ -124,7 +128,7 @@ def states(database: Database, batch: str) -> dict[State, int]:
 
 
 def finished(database: Database, *ids: str) -> Callable[[], bool]:
-    return lambda: not any(set(states(database, id)) & {State.queued, State.leased} for id in ids)
+    return lambda: not any(set(states(database, batch)) & {State.queued, State.leased} for batch in ids)
 
 
 def items(database: Database) -> list[Item]:
@@ -168,7 +172,9 @@ def test_a_failure_that_no_try_will_help_is_a_review_with_its_reason(database: D
 
 
 @pytest.mark.parametrize(("text", "detail"), [("later", "timed out"), ("silent", "no answer")])
-def test_a_text_that_is_never_answered_is_a_review_after_three_tries(database: Database, text: str, detail: str) -> None:
+def test_a_text_that_is_never_answered_is_a_review_after_three_tries(
+    database: Database, text: str, detail: str
+) -> None:
     batch = post(database, ["tea"] * 20 + [text] + ["tea"] * 20, policy={"audit_share": 0})
     fake = Fake()
     run(database, fake, finished(database, batch))
@@ -207,8 +213,9 @@ def test_an_outage_costs_no_item_an_attempt(database: Database) -> None:
     fake = Fake(seconds=0.003)
 
     async def outages() -> None:
-        for accepted in (30, 110, 190):  # between two the worker has found its pace again
-            await _until(lambda least=accepted: states(database, batch).get(State.accepted, 0) > least)
+        for least in (30, 110, 190):  # between two the worker has found its pace again
+            while await asyncio.to_thread(lambda: states(database, batch).get(State.accepted, 0)) <= least:
+                await asyncio.sleep(0.02)
             await fake.crash()
 
     run(database, fake, finished(database, batch), meanwhile=outages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -213,13 +214,17 @@ async def events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `progress` whenever the counts change, `done` when all texts are done, and then the end."""
     now, pause = first, POLL_SECONDS[0]
-    while not now.finished:
+    if not now.finished:
         yield _event("progress", now)
-        before = now.counts
-        while now.counts == before and not now.finished:
-            await asyncio.sleep(pause)
-            now = await run_in_threadpool(_look, service, batch)
-            pause = POLL_SECONDS[0] if now.counts != before else min(pause * 1.5, POLL_SECONDS[1])
+    while not now.finished:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(service.stopping.wait(), pause)
+            return
+        before, now = now, await run_in_threadpool(_look, service, batch)
+        moved = now.counts != before.counts
+        pause = POLL_SECONDS[0] if moved else min(pause * 1.5, POLL_SECONDS[1])
+        if moved and not now.finished:
+            yield _event("progress", now)
     yield _event("done", now)
 
 

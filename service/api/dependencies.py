@@ -35,7 +35,13 @@ _bearer = HTTPBearer(auto_error=False, description="An API key of CONCORD_CLIENT
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documentation of these error responses, with 401 and 403, which every route behind a key has."""
-    return {status: {"model": ErrorBody, "description": SUMMARIES[status]} for status in (401, 403, *statuses)}
+    return {status: _documented(status) for status in (401, 403, *statuses)}
+
+
+def _documented(status: int) -> dict[str, Any]:
+    # Not by its model: an error is JSON also where the route's own answer is a stream of something else.
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+    return {"description": SUMMARIES[status], "content": content}
 
 
 # What a route with a body can answer besides its own errors.

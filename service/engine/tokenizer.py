@@ -82,4 +82,6 @@ class Tokenizer:
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
         # enable_thinking is read by the templates of reasoning models and ignored by all others.
-        return str(self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+        return str(
+            self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )

@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from outlines.backends.llguidance import LLGuidanceBackend
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from service.engine import CANARY, CANARY_PATTERN, TOP, Completion, Identity, Request, Token
 from service.engine.embedded import fingerprint, model_folder
@@ -50,7 +51,9 @@ class Transformers:
         where = model_folder(settings)
         self.tokenizer = Tokenizer(where, settings.revision)
         model = _load(where, settings.revision)
-        revision = fingerprint(where) if isinstance(where, Path) else settings.revision or str(model.config._commit_hash)
+        revision = (
+            fingerprint(where) if isinstance(where, Path) else settings.revision or str(model.config._commit_hash)
+        )
         self.identity = Identity("transformers", settings.model, revision)
         self.in_flight = settings.in_flight or ROWS
         self._batcher = _Batcher(model, self.tokenizer, self.in_flight)
@@ -87,12 +90,15 @@ class Transformers:
 def _load(where: Path | str, revision: str) -> PreTrainedModel:
     # bfloat16 is emulated, and three times slower than float32, on processors that lack it.
     native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() != "AVX2"
+    disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(where), revision=revision or "main", dtype=torch.bfloat16 if native else torch.float32
         )
     except OSError as error:
-        raise EngineError(f"cannot load the model {where}: {error}", retryable=False, hint="set CONCORD_MODEL") from error
+        raise EngineError(
+            f"cannot load the model {where}: {error}", retryable=False, hint="set CONCORD_MODEL"
+        ) from error
     AttentionInterface.register("concord", _attend)
     model.set_attn_implementation("concord")
     loaded: PreTrainedModel = model.eval()
@@ -201,7 +207,9 @@ def _attend(
         else:
             begin = concord.prefix.keys.shape[2]
             together = q.transpose(0, 1).reshape(shared, -1, size)
-            ahead = (together @ concord.prefix.keys[layer].transpose(1, 2)).view(shared, rows, -1, begin).transpose(0, 1)
+            ahead = (
+                (together @ concord.prefix.keys[layer].transpose(1, 2)).view(shared, rows, -1, begin).transpose(0, 1)
+            )
             weights = torch.softmax(torch.cat([ahead, scores], -1), -1, dtype=torch.float32).to(q.dtype)
             behind = weights[..., :begin].transpose(0, 1).reshape(shared, -1, begin) @ concord.prefix.values[layer]
             mixed = behind.view(shared, rows, -1, size).transpose(0, 1) + weights[..., begin:] @ own_values
@@ -221,7 +229,7 @@ class _Batcher:
         self._heads = int(config.num_key_value_heads)
         self._size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self._limit = int(config.max_position_embeddings)
-        self._output: torch.Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr, assignment]
+        self._output: torch.Tensor = model.get_output_embeddings().weight
         # The tokenizer as outlines prepares it for its llguidance backend; its logits processor holds one grammar
         # for all rows and masks the whole vocabulary, so the matchers are driven here, one a row.
         wrapped = outlines.from_transformers(model, tokenizer.hf)  # type: ignore[arg-type]
@@ -262,7 +270,9 @@ class _Batcher:
                         self._step()
                 except Exception as error:  # the thread must outlive whatever one step meets
                     self._fail(error)
-        _answer_all([row.job for row in self._rows] + list(self._queue), EngineError("the engine is closed", retryable=True))
+        _answer_all(
+            [row.job for row in self._rows] + list(self._queue), EngineError("the engine is closed", retryable=True)
+        )
 
     def _wait(self) -> bool:
         """Return when there is work; False when the engine is closed."""

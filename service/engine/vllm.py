@@ -74,7 +74,7 @@ class _Server:
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class _Again(Exception):
+class _RetryError(Exception):
     """This try failed, another may not. after: seconds that the server asked to be left alone."""
 
     def __init__(self, message: str, after: float = 0.0) -> None:
@@ -82,11 +82,11 @@ class _Again(Exception):
         self.after = after
 
 
-class _Busy(_Again):
+class _BusyError(_RetryError):
     """The server is well but has no room; this does not count against it."""
 
 
-class _NotOurs(_Again):
+class _NotOursError(_RetryError):
     """The server does not know us or our model: no request can succeed there, and none is to blame."""
 
     def __init__(self, message: str, hint: str) -> None:
@@ -177,14 +177,14 @@ class VLLM:
             try:
                 server = await self._admitted()
                 return await self._ask(server, request, prompt)
-            except _Again as failure:
+            except _RetryError as failure:
                 again = failure
             except EngineError as error:
                 if tried == 1 or not error.retryable:
                     raise  # without a server new requests fail at once; those under way may outlast its absence
-                again = _Again(error.message)
+                again = _RetryError(error.message)
             if tried < patience.tries:
-                pause = random.uniform(0, min(patience.longest_pause, patience.pause * 2 ** (tried - 1)))
+                pause = random.uniform(0, min(patience.longest_pause, patience.pause * 2 ** (tried - 1)))  # noqa: S311
                 await asyncio.sleep(max(pause, min(again.after, patience.longest_pause)))
         raise EngineError(
             f"no answer after {patience.tries} tries; the last: {again}",
@@ -212,17 +212,17 @@ class VLLM:
                 task.add_done_callback(self._checks.discard)
 
     async def _ask(self, server: _Server, request: Request, prompt: list[int]) -> Completion:
-        """One try. Raises _Again where another may succeed, EngineError where the request itself is at fault."""
+        """One try. Raises _RetryError where another may succeed, EngineError where the request itself is at fault."""
         server.in_flight += 1
         try:
             choice = await self._post(server, request, prompt, self._patience.read)
             answer = _completion(choice, len(prompt), self._tokenizer)
-        except _Busy:
+        except _BusyError:
             raise
-        except _NotOurs as failure:
+        except _NotOursError as failure:
             self._refuse(server, failure)
             raise
-        except _Again as failure:
+        except _RetryError as failure:
             self._failed(server, str(failure))
             raise
         finally:
@@ -257,11 +257,10 @@ class VLLM:
             "min_p": 0.0,
         }
         answer = await self._http_json(server, "POST", "/v1/completions", timeout, body)
-        try:
-            choice: dict[str, Any] = answer["choices"][0]
-        except (TypeError, KeyError, IndexError) as error:
-            raise _Again("the answer has no choices") from error
-        return choice
+        match answer:
+            case {"choices": [dict(choice), *_]}:
+                return choice
+        raise _RetryError("the answer has no choices")
 
     async def _http_json(
         self, server: _Server, method: Literal["GET", "POST"], path: str, timeout: float, body: Any = None
@@ -270,9 +269,9 @@ class VLLM:
         try:
             response = await self._http.request(method, server.url + path, json=body, timeout=limits)
         except httpx.TimeoutException as error:
-            raise _Again(f"no answer in time ({type(error).__name__})") from error
-        except httpx.TransportError as error:
-            raise _Again(f"connection lost: {error or type(error).__name__}") from error
+            raise _RetryError(f"no answer in time ({type(error).__name__})") from error
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise _RetryError(f"connection lost: {error or type(error).__name__}") from error
         if not response.is_success:
             raise _failure(response)
         if path == "/health":
@@ -280,7 +279,7 @@ class VLLM:
         try:
             return response.json()
         except ValueError as error:
-            raise _Again(f"the answer is not JSON: {response.text[:80]!r}") from error
+            raise _RetryError(f"the answer is not JSON: {response.text[:80]!r}") from error
 
     async def _check(self, server: _Server, now: bool = False) -> None:
         """Admit or refuse the server. Without now, only where it is not admitted and has rested."""
@@ -289,16 +288,16 @@ class VLLM:
                 return
             try:
                 await self._prove(server)
-            except (_Again, EngineError) as failure:
+            except (_RetryError, EngineError) as failure:
                 self._refuse(server, failure)
             else:
                 server.admitted, server.refusal, server.failures, server.checks = True, None, 0, 0
 
-    def _refuse(self, server: _Server, failure: _Again | EngineError) -> None:
+    def _refuse(self, server: _Server, failure: _RetryError | EngineError) -> None:
         patience = self._patience
         if isinstance(failure, EngineError):
             refusal = failure
-        elif isinstance(failure, _NotOurs):
+        elif isinstance(failure, _NotOursError):
             refusal = EngineError(str(failure), retryable=False, hint=failure.hint)
         else:
             refusal = EngineError(str(failure), retryable=True)
@@ -320,7 +319,7 @@ class VLLM:
             entries = {str(entry["id"]): entry.get("root") for entry in models["data"]}
             first = next(iter(entries))
         except (TypeError, KeyError, AttributeError, StopIteration) as error:
-            raise _Again("the list of models cannot be read") from error
+            raise _RetryError("the list of models cannot be read") from error
         adapter, model = self.identity.adapter, self.identity.model
         if adapter and adapter not in entries:
             raise EngineError(
@@ -335,13 +334,13 @@ def _failure(response: httpx.Response) -> Exception:
     """What a status means: another try, a server that is not ours to use, or a request that is wrong."""
     message = f"HTTP {response.status_code}: {_said(response)}"
     if response.status_code == 429:
-        return _Busy(message, _retry_after(response))
+        return _BusyError(message, _retry_after(response))
     if response.status_code >= 500 or response.status_code in (408, 425):
-        return _Again(message, _retry_after(response))
+        return _RetryError(message, _retry_after(response))
     if response.status_code in (401, 403):
-        return _NotOurs(message, "set CONCORD_VLLM_KEY to the server's --api-key")
+        return _NotOursError(message, "set CONCORD_VLLM_KEY to the server's --api-key")
     if response.is_redirect or response.status_code in (404, 405):
-        return _NotOurs(message, "CONCORD_VLLM_URLS must name vLLM servers that serve this model")
+        return _NotOursError(message, "CONCORD_VLLM_URLS must name vLLM servers that serve this model")
     return EngineError(message, retryable=False)
 
 
@@ -362,7 +361,7 @@ def _retry_after(response: httpx.Response) -> float:
 def _completion(choice: dict[str, Any], prompt_tokens: int, tokenizer: Tokenizer) -> Completion:
     finish = choice.get("finish_reason")
     if finish not in ("stop", "length"):
-        raise _Again(f"the server ended the completion with {finish!r}")
+        raise _RetryError(f"the server ended the completion with {finish!r}")
     tokens = _tokens(choice, tokenizer)
     if finish == "stop" and (not tokens or tokens[-1].data):
         raise EngineError(
@@ -383,7 +382,7 @@ def _tokens(choice: dict[str, Any], tokenizer: Tokenizer) -> tuple[Token, ...]:
             for name, value, top in zip(names, values, tops, strict=True)
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise _Again(f"the log-probabilities cannot be read: {error!r}") from error
+        raise _RetryError(f"the log-probabilities cannot be read: {error!r}") from error
 
 
 def _top(chosen: str, top: dict[str, float], tokenizer: Tokenizer) -> tuple[tuple[bytes, float], ...]:

@@ -69,12 +69,12 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
 class Server(uvicorn.Server):
     """Ends the streams of those who follow a batch before it waits for the last request to end."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int, log_level: str = "info") -> None:
         config = uvicorn.Config(
             app,
             host=host,
             port=port,
-            log_level="warning",
+            log_level=log_level,
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )

@@ -43,7 +43,7 @@ def compile_grammar(schema: Schema, window: Window, wire: Wire) -> str:
 
 def token_limit(schema: Schema, window: Window) -> int:
     """Tokens that every sensible answer fits into; one that is longer is cut and reported as truncated."""
-    return min(1024, 64 + 24 * len(schema.choices) + 8 * len(window.words))
+    return 64 + 24 * len(schema.choices) + 3 * len(window.words)
 
 
 def _positions(window: Window, wire: Wire) -> list[str]:

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     )
     vllm_key: str = Field("", description="API key that the vLLM servers expect")
     in_flight: int = Field(
-        0, ge=0, le=4096, description="requests in the engine at once; 0: 48 embedded, 128 for each vLLM server"
+        0, ge=0, le=4096, description="requests in the engine at once; 0: 48 a processor embedded, 128 a vLLM server"
     )
     threads: int = Field(0, ge=0, description="threads of the embedded engine; 0: one for each processor")
     cache: Path = Field(Path.home() / ".cache" / "concord", description="folder for the prepared model")

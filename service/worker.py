@@ -260,6 +260,7 @@ class _Worker:
         if chunk.failed and engine_failed:
             none = len(chunk.failed) == len(chunk.claim.items) > 1
             chunk.down = none or self.down or self.outages != chunk.outages or not await self._answers()
+        self._judge(chunk)  # at once: the other chunks that the same outage hits are to know of it
 
     async def _annotate(self, chunk: _Chunk, brief: _Brief) -> bool:
         """Fill `finished` and `failed`; whether the engine may be to blame for the failures, and not our own code."""
@@ -311,7 +312,6 @@ class _Worker:
         for item in chunk.claim.items:
             if counted and item.id in chunk.failed and item.attempt >= ATTEMPTS:
                 chunk.finished.append(Result(item.id, _refusal(chunk.failed.pop(item.id))))
-        self._judge(chunk)
         pause = RETRY_SECONDS[0]
         while True:
             await self._keep(chunk)

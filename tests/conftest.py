@@ -12,7 +12,7 @@ from service.settings import Settings
 
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
-    """The model that both real engines load: the one CONCORD_MODEL names, else the embedded one, prepared if need be."""
+    """The model that both real engines load: what CONCORD_MODEL names, else the embedded one, prepared if need be."""
     from service.engine.embedded import model_folder
 
     return Path(model_folder(Settings()))

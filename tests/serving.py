@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import threading
 import time
@@ -74,7 +75,11 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
     schemas = folder / "schemas"
     schemas.mkdir(exist_ok=True)
     (schemas / "mood.yaml").write_text(MOOD)
-    values = {"database_url": f"sqlite:///{folder}/concord.db", "schemas": schemas, "prompts": PROJECT / "prompts"}
+    values: dict[str, Any] = {
+        "database_url": f"sqlite:///{folder}/concord.db",
+        "schemas": schemas,
+        "prompts": PROJECT / "prompts",
+    }
     return Settings(**(values | changes))
 
 
@@ -117,7 +122,7 @@ def finished(client: TestClient, batch: str) -> dict[str, Any]:
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """The URL of a real server on a free port, stopped at the end of the block."""
-    server = Server(app, "127.0.0.1", 0)
+    server = Server(app, "127.0.0.1", 0, log_level="warning")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -127,3 +132,20 @@ def listening(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+def error(response: Any, status: int, code: str) -> dict[str, Any]:
+    """The detail of an error of this status and code, in the one shape."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"error", "detail"}
+    assert body["error"] == code
+    assert isinstance(body["detail"]["message"], str)
+    detail: dict[str, Any] = body["detail"]
+    return detail
+
+
+def rows(response: Any) -> list[dict[str, Any]]:
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in response.text.split("\n") if line]

@@ -12,11 +12,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
+from service import db
 from service.errors import EngineError
-from tests.serving import Sticks, finished, post_batch, serving, until
+from tests.serving import Sticks, error, finished, post_batch, rows, serving, until
 
 TEXTS = ("The Samsung is broken", "I doubt it", "fail")
-RECORD: dict[str, Any] = {"id": "a", "text": "The Samsung is broken", "sentiment": "positive", "entities": []}
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +26,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[TestClient]:
-    """A service that nobody else has posted to."""
-    with serving(tmp_path) as client:
+def fresh(tmp_path: Path, empty_database_url: str) -> Iterator[TestClient]:
+    """A service that nobody else has posted to, on each database."""
+    with serving(tmp_path, database_url=empty_database_url) as client:
         yield client
-
-
-def error(response: Any, status: int, code: str) -> dict[str, Any]:
-    """The detail of an error of this status and code, in the one shape."""
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert body.keys() == {"error", "detail"}
-    assert body["error"] == code
-    assert isinstance(body["detail"]["message"], str)
-    detail: dict[str, Any] = body["detail"]
-    return detail
-
-
-def rows(response: Any) -> list[dict[str, Any]]:
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "application/x-ndjson"
-    return [json.loads(line) for line in response.text.split("\n") if line]
 
 
 # --- annotate ---------------------------------------------------------------------------------------------------------
@@ -140,6 +123,8 @@ def test_a_request_that_is_wrong_is_told_the_field(
 def test_too_many_texts_at_once_belong_into_a_batch(client: TestClient) -> None:
     response = client.post("/v1/annotate", json={"texts": ["x"] * 65, "schema": "mood"})
     assert "post a batch" in error(response, 413, "too_large")["message"]
+    response = client.post("/v1/annotate", json={"texts": ["x" * 150_000] * 2, "schema": "mood"})
+    assert "200,000 characters together" in error(response, 413, "too_large")["message"]
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -224,7 +209,8 @@ def test_a_batch_that_is_followed_ends_with_done(client: TestClient) -> None:
         assert sum(data["counts"].values()) == 40
 
 
-def test_a_cancelled_batch_keeps_what_is_done(tmp_path: Path) -> None:
+def test_a_cancelled_batch_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.worker.GRACE_SECONDS", 0.2)
     with serving(tmp_path, chunk=1) as client:
         batch = post_batch(client, "quick", "wait", "wait")
         until(lambda: client.get(f"/v1/batches/{batch}").json()["done"] == 1)
@@ -274,210 +260,6 @@ def test_a_commit_that_fails_is_no_acceptance(fresh: TestClient, monkeypatch: py
         error(response, 500, "internal")
         assert "secret" not in response.text
     assert fresh.get("/v1/batches").json()["rows"] == []
-
-
-# --- schemas and prompts ----------------------------------------------------------------------------------------------
-
-
-def test_a_schema_is_registered_once(fresh: TestClient) -> None:
-    body = "name: tone\ntasks:\n  - {name: t, kind: choice, labels: [a, b]}\n"
-    first = fresh.post("/v1/schemas", content=body, headers={"Content-Type": "application/yaml"})
-    assert first.status_code == 201
-    assert fresh.post("/v1/schemas", content=body).status_code == 200
-    assert fresh.post("/v1/schemas", json=first.json()["body"]).status_code == 200
-    changed = fresh.post("/v1/schemas", content=body.replace("[a, b]", "[a, b, c]"))
-    assert "raise its version" in error(changed, 409, "conflict")["message"]
-    newer = fresh.post("/v1/schemas", content=body.replace("[a, b]", "[a, b, c]") + "version: 2\n")
-    assert newer.status_code == 201
-    assert [(s["name"], s["version"]) for s in fresh.get("/v1/schemas").json()] == [
-        ("mood", 1),
-        ("tone", 2),
-        ("tone", 1),
-    ]
-    assert fresh.get("/v1/schemas/tone").json()["version"] == 2
-    assert fresh.get("/v1/schemas/tone?version=1").json()["body"] == first.json()["body"]
-    error(fresh.get("/v1/schemas/tone?version=3"), 404, "not_found")
-    error(fresh.get("/v1/schemas/none"), 404, "not_found")
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (b"", "empty"),
-        (b"name: [", "line"),
-        (b"\xff\xfe", "UTF-8"),
-        (b"a: &a [1]\nb: *a\n", "aliases"),
-        (b"[" * 100_000, "deep"),
-        (b"name: x\ntasks: []\nowner: me\n", "owner"),
-        (b"name: Not A Name\ntasks: [{name: t, kind: choice, labels: [a, b]}]", "line 1"),
-        (
-            b"name: x\ntasks: [{name: t, kind: choice, labels: [" + b",".join(b"l%d" % n for n in range(9999)) + b"]}]",
-            "500",
-        ),
-        (b"x" * 500_000, "400,000 bytes"),
-        (b"name: x\ntasks: [{name: t, kind: choice, labels: [a, b]}]\nexamples: [{text: y, t: c}]", "examples[0]"),
-    ],
-)
-def test_a_hostile_schema_is_refused(client: TestClient, body: bytes, says: str) -> None:
-    assert says in client.post("/v1/schemas", content=body).text
-    error(client.post("/v1/schemas", content=body), 422, "invalid")
-
-
-def test_prompts_are_shown_with_their_hash_and_template(client: TestClient) -> None:
-    names = [prompt["name"] for prompt in client.get("/v1/prompts").json()]
-    assert "line.v1" in names
-    shown = client.get("/v1/prompts/line.v1").json()
-    assert (shown["wire"], len(shown["sha256"])) == ("line", 64)
-    assert "Text: {{ text }}" in shown["template"]
-    for name in ("none.v1", "line", "..%2F..%2Fx.v1", "line.v01"):
-        error(client.get(f"/v1/prompts/{name}"), 404, "not_found")
-
-
-# --- gold and agreement -----------------------------------------------------------------------------------------------
-
-
-def test_gold_comes_in_as_lines_or_as_an_array_and_back_out(fresh: TestClient) -> None:
-    lines = "\r\n".join(json.dumps(RECORD | {"id": name}) for name in "ab") + "\n\n"
-    assert fresh.post("/v1/gold/mine?schema=mood", content=lines).json() == {"added": 2, "replaced": 0, "unchanged": 0}
-    array = [RECORD, RECORD | {"id": "c", "text": "two\u2028lines"}]
-    assert fresh.post("/v1/gold/mine?schema=mood", json=array).json() == {"added": 1, "replaced": 0, "unchanged": 1}
-    assert fresh.get("/v1/gold").json() == [{"name": "mine", "size": 3, "tasks": {"entities": 3, "sentiment": 3}}]
-    page = fresh.get("/v1/gold/mine?limit=2").json()
-    assert [row["id"] for row in page["rows"]] == ["a", "b"]
-    assert fresh.get(f"/v1/gold/mine?after={page['after']}").json()["rows"] == [array[1]]
-    again = fresh.post("/v1/gold/copy?schema=mood", json=page["rows"])
-    assert again.json()["added"] == 2
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (b'{"text": "x", "sentiment": "nope"}', "record 1"),
-        (b'{"text": "x", "sentiment": "negative"}\n{"text": ', "line 2"),
-        (b'{"text": "x", "sentiment": "negative"}\n3', "line 2"),
-        (b'[{"text": "x", "sentiment": "negative"}, 3]', "body[1]"),
-        (b'{"text": "x\\ud800", "sentiment": "negative"}', "record 1"),
-        (b'{"text": "x", "sentiment": "negative", "is_admin": 1}', "is_admin"),
-        (b'{"text": "x", "text": "y", "sentiment": "negative"}', "twice"),
-        (b'{"text": "x", "sentiment": "negative", "meta": NaN}', "NaN"),
-        (b'{"text": "x", "entities": [{"start": 0, "end": 9, "label": "product"}]}', "code point offsets"),
-        (b"\xff", "UTF-8"),
-        (b"[" * 100_000, "deep"),
-        (b"[]", "at least one record"),
-    ],
-)
-def test_gold_that_is_wrong_is_refused_whole(client: TestClient, body: bytes, says: str) -> None:
-    good = b'{"id": "good", "text": "good", "sentiment": "positive"}\n' if not body.startswith(b"[") else b""
-    detail = error(client.post("/v1/gold/wrong?schema=mood", content=good + body), 422, "invalid")
-    says = says.replace("line 2", "line 3").replace("record 1", "record 2") if good else says
-    assert says in detail["message"]
-    error(client.get("/v1/gold/wrong"), 404, "not_found")
-
-
-def test_gold_of_an_unknown_schema_is_a_404(client: TestClient) -> None:
-    error(client.post("/v1/gold/mine?schema=none", json=[RECORD]), 404, "not_found")
-    error(client.post("/v1/gold/mine", json=[RECORD]), 422, "invalid")
-
-
-def test_agreement_tells_where_the_model_and_gold_differ(fresh: TestClient) -> None:
-    fresh.post("/v1/gold/mine?schema=mood", json=[RECORD])
-    batch = post_batch(fresh, "The Samsung is broken", gold="mine")
-    finished(fresh, batch)
-    found = fresh.get(f"/v1/batches/{batch}/agreement?gold=mine").json()
-    assert (found["gold"], found["coverage"]["compared"]) == ("mine", 1)
-    assert {pair["task"] for pair in found["disagreements"]} == {"sentiment", "entities"}
-    error(fresh.get(f"/v1/batches/{batch}/agreement?gold=none"), 404, "not_found")
-    error(fresh.get(f"/v1/batches/{batch}/agreement"), 422, "invalid")
-    row = rows(fresh.get(f"/v1/batches/{batch}/results"))[0]
-    assert "gold_mismatch" in [reason["code"] for reason in row["reasons"]]
-
-
-# --- reviews and export -----------------------------------------------------------------------------------------------
-
-
-def test_a_doubtful_item_is_taken_settled_and_exported(fresh: TestClient) -> None:
-    batch = post_batch(fresh, *TEXTS)
-    finished(fresh, batch)
-    task = fresh.post("/v1/reviews/next", json={"batch": batch, "reason": "low_confidence"}).json()
-    assert (task["text"], task["proposal"]["sentiment"]["label"]) == ("I doubt it", "negative")
-    assert fresh.post("/v1/reviews/next", json={"reason": "low_confidence"}).json()["fence"] == task["fence"]
-    answer = {"fence": task["fence"], "labels": {"sentiment": "neutral", "entities": []}, "note": "😐"}
-    route = f"/v1/reviews/{task['item']}/resolve"
-    settled = fresh.post(route, json=answer)
-    assert settled.json() | {"reviewer": "local", "changed": True, "note": "😐"} == settled.json()
-    assert fresh.post(route, json=answer).json() == settled.json()
-    other = answer | {"labels": {"sentiment": "positive", "entities": []}}
-    error(fresh.post(route, json=other), 409, "conflict")
-    listed = fresh.get("/v1/reviews?state=resolved").json()
-    assert [row["item"] for row in listed["rows"]] == [task["item"]]
-    assert [row["state"] for row in fresh.get("/v1/reviews").json()["rows"]] == ["resolved", "review"]
-    standing = rows(fresh.get(f"/v1/export?batch={batch}"))
-    assert {row["text"]: row["source"] for row in standing}["I doubt it"] == "person"
-    assert [row["sentiment"] for row in rows(fresh.get("/v1/export?settled=true"))] == ["neutral"]
-    assert rows(fresh.get(f"/v1/batches/{batch}/results"))[1]["proposed"]["sentiment"]["label"] == "negative"
-
-
-def test_an_item_handed_back_is_free_again(fresh: TestClient) -> None:
-    finished(fresh, post_batch(fresh, "I doubt it"))
-    task = fresh.post("/v1/reviews/next").json()
-    released = fresh.post(f"/v1/reviews/{task['item']}/release", json={"fence": task["fence"]})
-    assert (released.status_code, released.content) == (204, b"")
-    late = fresh.post(f"/v1/reviews/{task['item']}/resolve", json={"fence": task["fence"], "accept": True})
-    error(late, 409, "conflict")
-    again = fresh.post("/v1/reviews/next").json()
-    assert (again["item"], again["fence"]) == (task["item"], task["fence"] + 1)
-    accepted = fresh.post(f"/v1/reviews/{again['item']}/resolve", json={"fence": again["fence"], "accept": True})
-    assert accepted.json()["changed"] is False
-    assert fresh.post("/v1/reviews/next").status_code == 204
-
-
-@pytest.mark.parametrize(
-    ("route", "body", "status"),
-    [
-        ("/v1/reviews/next", {"order": "random"}, 422),
-        ("/v1/reviews/next", {"reviewer": "somebody else"}, 422),
-        ("/v1/reviews/next", {"reason": "because"}, 422),
-        ("/v1/reviews/999999/resolve", {"fence": 1, "accept": True}, 404),
-        ("/v1/reviews/999999/resolve", {"fence": 1, "accept": True, "reviewer": "boss"}, 422),
-        ("/v1/reviews/999999/resolve", {"fence": "1", "accept": True}, 422),
-        ("/v1/reviews/999999/resolve", {"fence": 1, "note": "a\0"}, 422),
-        ("/v1/reviews/999999/resolve", {"accept": True}, 422),
-        ("/v1/reviews/999999/release", {"fence": 1}, 404),
-        ("/v1/reviews/999999/release", {"fence": 1, "state": "accepted"}, 422),
-        ("/v1/reviews/0/release", {"fence": 1}, 422),
-        (f"/v1/reviews/{2**70}/release", {"fence": 1}, 422),
-        ("/v1/reviews/x/release", {"fence": 1}, 422),
-        ("/v1/reviews/999999/release", {"fence": 2**70}, 422),
-    ],
-)
-def test_a_review_that_is_wrong_is_refused(client: TestClient, route: str, body: Any, status: int) -> None:
-    error(client.post(route, json=body), status, {404: "not_found", 422: "invalid"}[status])
-
-
-def test_labels_that_do_not_fit_are_refused_by_name(fresh: TestClient) -> None:
-    finished(fresh, post_batch(fresh, "I doubt it"))
-    task = fresh.post("/v1/reviews/next").json()
-    for labels, says in (
-        ({"sentiment": "furious", "entities": []}, "sentiment"),
-        ({"sentiment": "neutral"}, "entities"),
-        ({"sentiment": "neutral", "entities": [{"start": 0, "end": 99, "label": "product"}]}, "entities[0]"),
-        ({"sentiment": "neutral", "entities": [], "is_admin": True}, "is_admin"),
-    ):
-        answer = {"fence": task["fence"], "labels": labels}
-        detail = error(fresh.post(f"/v1/reviews/{task['item']}/resolve", json=answer), 422, "invalid")
-        assert says in detail["message"]
-
-
-@pytest.mark.parametrize(
-    "query", ["state=queued", "limit=0", "limit=501", "after=-1", f"after={2**64}", "batch=%00", "reason=x"]
-)
-def test_a_list_is_asked_for_within_bounds(client: TestClient, query: str) -> None:
-    error(client.get(f"/v1/reviews?{query}"), 422, "invalid")
-
-
-def test_an_export_of_an_unknown_batch_is_a_404(client: TestClient) -> None:
-    error(client.get("/v1/export?batch=none"), 404, "not_found")
-    assert rows(client.get("/v1/export?settled=false")) != []
 
 
 # --- health and all the rest ------------------------------------------------------------------------------------------
@@ -546,18 +328,14 @@ def test_an_unforeseen_error_tells_nothing_of_itself(
 def test_a_stream_that_breaks_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path) as client:
         batch = post_batch(client, *(f"{number}" for number in range(600)))
-        real = client.app.state.running.database  # type: ignore[attr-defined]
-        calls = []
+        read, calls = db.read, []
 
         def fail(engine: Any) -> Any:
             calls.append(engine)
             if len(calls) > 1:
                 raise RuntimeError("the disk is gone")
-            return original(real)
+            return read(engine)
 
-        from service.api import batches as routes
-
-        original = routes.db.read
-        monkeypatch.setattr(routes.db, "read", fail)
+        monkeypatch.setattr(db, "read", fail)
         with pytest.raises(ConnectionAbortedError, match="broke off"):
             client.get(f"/v1/batches/{batch}/results")

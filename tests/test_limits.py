@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from service import middleware
 from service.api.bodies import lines, read, records
-from service.errors import Invalid
+from service.errors import Invalid, TooLarge
 from service.middleware import Limits
 from tests.serving import serving
 
@@ -113,6 +113,15 @@ def test_too_many_entries_are_refused_before_they_are_looked_at(client: TestClie
     response = client.post("/v1/batches", content=wrong, headers=JSON)
     refused(response, 422)
     assert len(response.json()["detail"]["problems"]) == 1  # the first text that is wrong is told, not every one
+
+
+def test_too_many_values_are_refused_before_they_are_made() -> None:
+    with pytest.raises(TooLarge, match="1,000,000 values"):
+        read(b"[" + b"0," * 1_000_001 + b"0]")
+    with pytest.raises(TooLarge):
+        read(b"[" + b'"a,",' * 1_100_000 + b"0]")
+    assert read(b'["' + b',\\",' * 600_000 + b'"]') == [',",' * 600_000]
+    assert read(b'["' + b",," * 600_000 + b'\\\\"]') == [",," * 600_000 + "\\"]
 
 
 def test_what_is_refused_is_not_echoed(client: TestClient) -> None:

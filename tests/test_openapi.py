@@ -35,11 +35,12 @@ def described(app: FastAPI) -> dict[str, Any]:
     return app.openapi()
 
 
-def test_what_is_described_is_what_happens(app: FastAPI, tmp_path: Path) -> None:
+def test_what_is_described_is_what_happens(tmp_path: Path, empty_database_url: str) -> None:
+    app = make_app(tmp_path, client_keys=(KEY,), reviewer_keys=(KEY,), database_url=empty_database_url)
     with listening(app) as url:
         body = {"texts": [{"text": "I doubt it"}, {"text": "The Samsung"}], "schema": "mood"}
         httpx.post(f"{url}/v1/batches", json=body, headers=AUTHORIZED).raise_for_status()
-        command = [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json", "--no-color"]
+        command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--no-color"]
         command += ["--header", f"Authorization: Bearer {KEY}", "--checks", CHECKS, "--seed", "1", "--workers", "2"]
         command += [
             "--max-examples",

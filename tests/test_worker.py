@@ -34,12 +34,13 @@ class Fake:
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.down = False
-        self.restarts_after = 0.1
+        self.noticed = False  # somebody asked while it was down
         self.asked: list[str] = []
         self.open = self.most_open = self.cancelled = 0
 
     async def ready(self) -> None:
         if self.down:
+            self.noticed = True
             raise EngineError("down", retryable=True)
 
     async def close(self) -> None:
@@ -50,8 +51,10 @@ class Fake:
         yield
 
     async def crash(self) -> None:
-        self.down = True
-        await asyncio.sleep(self.restarts_after)
+        self.down, self.noticed = True, False
+        while not self.noticed:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
         self.down = False
 
     async def annotate(

@@ -127,12 +127,19 @@ def _check_sizes(texts: list[TextCreate], settings: Settings) -> None:
             f"texts: at most {settings.max_annotate:,} at once, not {len(texts):,}; post a batch instead",
             {"limit": settings.max_annotate},
         )
+    together = 0
     for index, text in enumerate(texts):
+        together += len(text.text)
         if len(text.text) > settings.max_text:
             raise TooLarge(
                 f"texts[{index}]: at most {settings.max_text:,} characters, not {len(text.text):,}",
                 {"index": index, "limit": settings.max_text},
             )
+    if together > settings.max_text:
+        raise TooLarge(
+            f"texts: at most {settings.max_text:,} characters together, not {together:,}; post a batch instead",
+            {"limit": settings.max_text},
+        )
 
 
 def _prepare(new: AnnotateCreate, service: Running, engine: Engine) -> tuple[Plan, dict[tuple[str, str], Measured]]:

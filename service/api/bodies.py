@@ -13,10 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
-from service.errors import Invalid
+from service.errors import Invalid, ServiceError, TooLarge
 
 LARGE = 50_000  # bytes from which parsing would be felt by the requests beside it
 MOST_FIELDS = 1000  # in one object: each unknown one is an error of its own, and costs memory
+MOST_VALUES = 1_000_000  # in one body: 32 MB of zeros would be 16 million, and seconds in which nobody is served
 CHUNK = 1 << 16  # characters of a stream sent at a time
 
 
@@ -41,17 +42,22 @@ class _Strict(Request):
         data = await self.body()
         try:
             value = await run_in_threadpool(read, data) if len(data) > LARGE else read(data)
-        except Invalid as error:
+        except ServiceError as error:
             # The framework makes a 400 of its own of all but its own kind of error here.
-            raise HTTPException(422, error.message) from None
+            raise HTTPException(error.status_code, error.message) from None
         _check_length(value, self.app.state.running.settings.max_texts)
         return value
 
 
-def read(data: bytes | str, where: str = "body") -> Any:
-    """A JSON value. Raises Invalid for what is not UTF-8 or not JSON, a key that stands twice, and what is too deep."""
+def read(data: bytes, where: str = "body") -> Any:
+    """A JSON value. Raises Invalid for what is not UTF-8 or not JSON, a key that stands twice, and what is too deep.
+
+    Raises TooLarge for too many values.
+    """
+    if len(data) > LARGE:
+        _check_values(data, where)
     try:
-        text = data if isinstance(data, str) else data.decode()
+        text = data.decode()
         return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except UnicodeDecodeError as error:
         raise Invalid(f"{where}: expected UTF-8; byte {error.start} is not") from None
@@ -104,6 +110,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) > MOST_FIELDS:
         raise ValueError(f"an object has at most {MOST_FIELDS:,} fields, not {len(found):,}")
     return found
+
+
+def _check_values(data: bytes, where: str) -> None:
+    """Count the commas outside strings, before anything is made of what they separate."""
+    if data.count(b",") <= MOST_VALUES:
+        return
+    bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if bare.count(b'"') > 2 * MOST_VALUES or b"".join(bare.split(b'"')[::2]).count(b",") > MOST_VALUES:
+        raise TooLarge(f"{where}: at most {MOST_VALUES:,} values")
 
 
 def _constant(name: str) -> NoReturn:

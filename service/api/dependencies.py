@@ -17,7 +17,7 @@ from service.errors import Forbidden, Unauthorized
 from service.failures import ErrorBody
 from service.running import Running
 
-MOST = 2**63 - 1  # the largest integer that both databases compare with
+MOST = 2**31 - 1  # the largest key of a row that PostgreSQL's integer columns can be compared with
 SUMMARIES = {
     401: "No API key, or an unknown one",
     403: "The key lacks the role",

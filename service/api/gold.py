@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -9,8 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service import batches, gold
 from service.api.bodies import Route, records
-from service.api.dependencies import BODY, MOST, BytesDep, ClientDep, Limit, ReadDep, SessionDep, Word, errors
-from service.errors import Invalid
+from service.api.dependencies import (
+    BODY,
+    After,
+    BytesDep,
+    ClientDep,
+    Limit,
+    ReadDep,
+    RunningDep,
+    SessionDep,
+    Word,
+    errors,
+)
+from service.errors import Invalid, TooLarge
 
 router = APIRouter(route_class=Route, tags=["gold"])
 
@@ -73,6 +85,7 @@ def upload(
     name: Name,
     body: BytesDep,
     session: SessionDep,
+    service: RunningDep,
     _caller: ClientDep,
     schema: Annotated[Word, Query(min_length=1, max_length=40, description="schema that the labels follow")],
     version: Annotated[
@@ -83,10 +96,13 @@ def upload(
 
     A task that is absent was not labelled; an empty list says that there is no mention.
     """
-    counted = gold.upload(session, name, batches.find_schema(session, schema, version), records(body))
-    if not any(counted.values()):
+    most = service.settings.max_texts
+    found = list(islice(records(body), most + 1))
+    if not found:
         raise Invalid("body: expected at least one record")
-    return Uploaded(**counted)
+    if len(found) > most:  # all are stored in one transaction, for which others wait
+        raise TooLarge(f"body: at most {most:,} records in an upload; send the rest in another", {"limit": most})
+    return Uploaded(**gold.upload(session, name, batches.find_schema(session, schema, version), found))
 
 
 @router.get("/v1/gold", summary="List gold sets", responses=errors(503))
@@ -100,7 +116,7 @@ def items(
     name: Name,
     session: ReadDep,
     _caller: ClientDep,
-    after: Annotated[int, Query(ge=0, le=MOST, description="`after` of the page before")] = 0,
+    after: After = 0,
     limit: Limit = 100,
 ) -> GoldPage:
     """Records in the order of their upload."""

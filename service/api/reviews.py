@@ -10,7 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service import review
 from service.api.bodies import Route
-from service.api.dependencies import BODY, MOST, Limit, ReadDep, ReviewerDep, RunningDep, SessionDep, Word, errors
+from service.api.dependencies import (
+    BODY,
+    MOST,
+    After,
+    Limit,
+    ReadDep,
+    ReviewerDep,
+    RunningDep,
+    SessionDep,
+    Word,
+    errors,
+)
 from service.models import State
 from service.review import Entry, Order, ReviewTask
 from service.route import Code
@@ -105,7 +116,7 @@ def listing(
     reason: Annotated[Code | None, Query()] = None,
     task: Annotated[Word | None, Query(max_length=100)] = None,
     reviewer: Annotated[Word | None, Query(max_length=100, description="what they hold or have settled")] = None,
-    after: Annotated[int, Query(ge=0, le=MOST, description="`after` of the page before")] = 0,
+    after: After = 0,
     limit: Limit = 50,
 ) -> EntryPage:
     """Items that wait for a person or were settled by one, in the order of their arrival."""

@@ -122,7 +122,7 @@ def _merge(model: LlamaForCausalLM) -> LlamaForCausalLM:
                 up = state[key.replace("lora_A", "lora_B")]
                 weight: torch.Tensor = modules[name].weight
                 weight += scale * (up.float() @ down.float())
-    merged: LlamaForCausalLM = model.to(dtype=torch.bfloat16)
+    merged: LlamaForCausalLM = torch.nn.Module.to(model, torch.bfloat16)
     return merged
 
 

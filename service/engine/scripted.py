@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Literal
 
 from service.engine import Completion, Identity, Request, Token
-from service.engine.vllm import grammar_error
+from service.engine.grammars import grammar_error
 from service.errors import EngineError
 
 SURE = -0.0005  # the default log-probability of a token: near 0, and within what the contract allows a sum to miss

@@ -8,6 +8,7 @@ special-token splitting, so `<|im_end|>` in a text is nine ordinary characters a
 from __future__ import annotations
 
 import secrets
+import threading
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ class Tokenizer:
         """model: a folder, or a model name of the hub. Raises OSError when neither can be read."""
         hf: Any = AutoTokenizer.from_pretrained(str(model), revision=revision or "main")
         self.hf: PreTrainedTokenizerFast = hf
+        # Whether special tokens are split is a state of the tokenizer that every call sets: two threads at once would
+        # tokenise a text as if it were trusted.
+        self._splitting = threading.Lock()
         self._scaffold = lru_cache(maxsize=64)(self._render_scaffold)
 
     def encode(self, messages: tuple[Message, ...]) -> list[int]:
@@ -34,7 +38,8 @@ class Tokenizer:
             messages = (Message("user", f"{first.content}\n\n{second.content}"), *rest)
         ids = list(pieces[0])
         for message, after in zip(messages, pieces[1:], strict=True):
-            ids += self.hf.encode(message.content, add_special_tokens=False, split_special_tokens=True)
+            with self._splitting:
+                ids += self.hf.encode(message.content, add_special_tokens=False, split_special_tokens=True)
             ids += after
         return ids
 
@@ -78,7 +83,8 @@ class Tokenizer:
                 raise ValueError("the chat template drops or alters a message")
             pieces.append(before)
         pieces.append(text)
-        return tuple(tuple(self.hf.encode(piece, add_special_tokens=False)) for piece in pieces)
+        with self._splitting:
+            return tuple(tuple(self.hf.encode(piece, add_special_tokens=False)) for piece in pieces)
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
         # enable_thinking is read by the templates of reasoning models and ignored by all others.

@@ -18,7 +18,8 @@ def main(message: str) -> None:
         migrate(engine)
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        number = f"{len(list(Path(MIGRATIONS, 'versions').glob('*.py'))) + 1:04}"
+        steps = list(Path(MIGRATIONS, "versions").glob("[0-9]*.py"))
+        number = f"{len(steps) + 1:04}"
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             command.revision(config, message, autogenerate=True, rev_id=number)

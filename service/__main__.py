@@ -51,14 +51,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="default: CONCORD_PORT")] = None,
 ) -> None:
     """Run the service: HTTP API and, unless CONCORD_WORKERS is 0, the workers that label."""
-    import uvicorn
+    from service import app as service
 
-    from service.app import create_app
-
-    settings = _settings(host=host, port=port)
-    uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_level="info", timeout_graceful_shutdown=10
-    )
+    service.serve(_settings(host=host, port=port))
 
 
 @app.command()
@@ -289,8 +284,7 @@ def _decide(answer: Answer | Failure, settings: Settings, position: int) -> Deci
 
 def _row(name: str, text: str, answer: Answer | Failure, decision: Decision, recipe: str) -> dict[str, Any]:
     labels = to_row(answer.labels, text) if isinstance(answer, Answer) else {}
-    reasons = [reason.model_dump(mode="json", exclude_none=True) for reason in decision.reasons]
-    return {"id": name, "text": text, **labels, "decision": decision.outcome, "reasons": reasons, "recipe": recipe}
+    return {"id": name, "text": text, **labels, **decision.row(), "recipe": recipe}
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ Every text comes back exactly once, as labels or as a failure that says why; not
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -83,18 +84,23 @@ async def annotate(texts: Sequence[str], plan: Plan, engine: Engine) -> AsyncIte
 
     A text longer than a window is read in several; its choices are the weighted mean of theirs.
     """
-    pieces = [(index, window) for index, text in enumerate(texts) for window in windows(text)]
+    # In a thread: a long text takes long to cut and to write grammars for, and others wait on this event loop.
+    pieces, requests = await asyncio.to_thread(_prepare, texts, plan)
     waiting: dict[int, int] = {}
     for index, _ in pieces:
         waiting[index] = waiting.get(index, 0) + 1
     answers: dict[int, dict[int, _Read | Failure]] = {index: {} for index in waiting}
-    requests = [request(plan, window) for _, window in pieces]
     async for number, answer in engine.complete(requests):
         index, window = pieces[number]
         answers[index][window.offset] = _read(answer, window, plan)
         if len(answers[index]) == waiting[index]:
             parts = [part for _, part in sorted(answers.pop(index).items())]
             yield index, _assemble(parts, plan.schema)
+
+
+def _prepare(texts: Sequence[str], plan: Plan) -> tuple[list[tuple[int, Window]], list[Request]]:
+    pieces = [(index, window) for index, text in enumerate(texts) for window in windows(text)]
+    return pieces, [request(plan, window) for _, window in pieces]
 
 
 def request(plan: Plan, window: Window) -> Request:

@@ -16,7 +16,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from service import models, stored
 from service.errors import Conflict, Invalid, NotFound, TooLarge
-from service.labels import Labels, from_row, to_row
+from service.labels import from_row, to_row
 from service.models import Batch, Item, ItemDecision, SchemaVersion, State, fingerprint
 from service.route import Policy
 from service.schema import Schema
@@ -247,9 +247,9 @@ def cancel(session: Session, batch_id: str) -> int:
 def results(session: Session, batch_id: str, after: int = -1, limit: int = 1000) -> list[dict[str, Any]]:
     """Rows by position, those after position `after`, at most `limit`; positions are 0, 1, 2, … without a gap.
 
-    A row: "id", "text", "state", "meta"; once it is done also one key a task as in `labels.to_row`, "complete" (the
-    probability that no mention was missed, if there is one), "decision", "reasons", "recipe"; once a person settled
-    it the person's labels, with "reviewer", and the model's under "proposed" (None where it had none).
+    A row: "id", "text", "state", "meta"; once it is done also one key a task as in `labels.to_row`, "decision",
+    "reasons" and "recipe"; once a person settled it the person's labels, with "reviewer", and the model's under
+    "proposed" (None where it had none).
     Raises NotFound.
     """
     find(session, batch_id)
@@ -272,20 +272,14 @@ def results(session: Session, batch_id: str, after: int = -1, limit: int = 1000)
         answer = answers.get(item.id or 0)
         if answer is not None:
             labels = from_row(answer.labels, item.text, schema)
-            own = _labelled(proposed, item.text) if proposed is not None else None
-            row = _labelled(labels, item.text) | row | {"reviewer": answer.reviewer, "proposed": own}
+            own = to_row(proposed, item.text) if proposed is not None else None
+            row = to_row(labels, item.text) | row | {"reviewer": answer.reviewer, "proposed": own}
         elif proposed is not None and item.state not in (*OPEN, State.cancelled):
-            row = _labelled(proposed, item.text) | row
+            row = to_row(proposed, item.text) | row
         if decision is not None and item.state not in (*OPEN, State.cancelled):
             row |= {"decision": decision.outcome, "reasons": decision.reasons, "recipe": decision.recipe}
         rows.append(row)
     return rows
-
-
-def _labelled(labels: Labels, text: str) -> dict[str, Any]:
-    row = to_row(labels, text)
-    stated = [mentions.complete for mentions in labels.mentions.values() if mentions.complete is not None]
-    return row | ({"complete": min(stated)} if stated else {})
 
 
 def _check_sizes(new: BatchCreate, settings: Settings) -> None:

@@ -79,7 +79,7 @@ def utf16_offsets(text: str, spans: Iterable[Span]) -> list[tuple[int, int]]:
 
 
 def to_row(labels: Labels, text: str) -> dict[str, Any]:
-    """The labels as users see them, one key a task: the shape of results, exports and the CLI's output."""
+    """The labels as users see them, one key a task, and "complete", the probability that no mention was missed."""
     row: dict[str, Any] = {}
     for task, choice in labels.choices.items():
         row[task] = choice.model_dump(exclude_none=True)
@@ -88,7 +88,8 @@ def to_row(labels: Labels, text: str) -> dict[str, Any]:
             span.model_dump(exclude_none=True) | {"start_utf16": start, "end_utf16": end}
             for span, (start, end) in zip(mentions.spans, utf16_offsets(text, list(mentions.spans)), strict=True)
         ]
-    return row
+    stated = [mentions.complete for mentions in labels.mentions.values() if mentions.complete is not None]
+    return row | ({"complete": min(stated)} if stated else {})
 
 
 def from_row(row: Mapping[str, Any], text: str, schema: Schema, where: str = "") -> Labels:

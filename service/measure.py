@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, func
 from sqlmodel import Session, col, select
 
 from service import stored
 from service.errors import NotFound
 from service.labels import Labels, Mentions
 from service.models import Batch, GoldItem, Item, ItemDecision, Measurement, Recipe, State
-from service.route import Code
+from service.route import Code, Measured
 from service.schema import Schema
 from service.stored import plain
 
@@ -193,6 +193,17 @@ def _sureness(said: Mentions, right: frozenset[tuple[int, int, str]]) -> float |
     wrong = [confidence for place, confidence in here.items() if place not in right]
     wrong += [said.complete] if right - here.keys() else []
     return max((confidence for confidence in wrong if confidence is not None), default=None)
+
+
+def measured(session: Session, recipe: str, gold: str | None = None) -> dict[tuple[str, str], Measured]:
+    """Agreement by (task, label) on a gold set, or on all that the recipe was measured on."""
+    query = select(Measurement.task, Measurement.label, func.sum(Measurement.agreed), func.sum(Measurement.uses)).where(
+        Measurement.recipe == recipe
+    )
+    if gold is not None:
+        query = query.where(Measurement.gold == gold)
+    rows = session.exec(query.group_by(col(Measurement.task), col(Measurement.label)))
+    return {(task, label): Measured(int(agreed), int(uses)) for task, label, agreed, uses in rows}
 
 
 def compare(schema: Schema, pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, Any]:

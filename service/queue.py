@@ -304,7 +304,7 @@ def _decision_row(result: Result, clock: datetime) -> dict[str, Any]:
         "item_id": result.item_id,
         "recipe": result.recipe,
         "outcome": result.decision.outcome.value,
-        "reasons": [_clean(reason.model_dump(mode="json")) for reason in result.decision.reasons],
+        "reasons": [_clean(reason.model_dump(mode="json", exclude_none=True)) for reason in result.decision.reasons],
         "inclusion": result.decision.inclusion,
         "created_at": clock,
     }

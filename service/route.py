@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -75,6 +75,11 @@ class Decision(BaseModel):
     outcome: Outcome
     reasons: tuple[Reason, ...] = ()
     inclusion: Probability | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The decision in a result row."""
+        reasons = [reason.model_dump(mode="json", exclude_none=True) for reason in self.reasons]
+        return {"decision": self.outcome.value, "reasons": reasons}
 
 
 @dataclass(frozen=True, slots=True)

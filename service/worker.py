@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import Engine as Database
-from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from service import db, prompt, queue, route
@@ -30,7 +29,8 @@ from service.annotate import Annotated, Failure, Plan, annotate
 from service.engine import Engine
 from service.errors import EngineError, Invalid, ServiceError, Unavailable
 from service.labels import Labels, from_row
-from service.models import GoldItem, Measurement
+from service.measure import measured
+from service.models import GoldItem
 from service.queue import ATTEMPTS, Claim, Claimed, Result
 from service.route import Code, Decision, Evidence, Measured, Outcome, Policy, Reason
 from service.schema import Schema
@@ -360,8 +360,8 @@ class _Worker:
         plan = self._plan(claim)
         with db.read(self.database) as session:
             gold = _gold(session, claim, plan.schema) if claim.batch.gold else {}
-            measured = _measured(session, plan.sha256, claim.batch.gold)
-        return _Brief(plan, Policy.model_validate(claim.batch.policy), gold, measured)
+            known = measured(session, plan.sha256, claim.batch.gold)
+        return _Brief(plan, Policy.model_validate(claim.batch.policy), gold, known)
 
     def _plan(self, claim: Claim) -> Plan:
         key = (claim.batch.schema_sha256, claim.batch.prompt)
@@ -413,17 +413,6 @@ def _gold(session: Session, claim: Claim, schema: Schema) -> dict[int, Labels | 
         except Invalid as error:
             found[item.id] = f"the gold labels do not fit the schema: {error}"
     return found
-
-
-def _measured(session: Session, recipe: str, gold: str | None) -> dict[tuple[str, str], Measured]:
-    """Agreement by (task, label) on the batch's gold set, or on all that the recipe was measured on."""
-    query = select(Measurement.task, Measurement.label, func.sum(Measurement.agreed), func.sum(Measurement.uses)).where(
-        Measurement.recipe == recipe
-    )
-    if gold is not None:
-        query = query.where(Measurement.gold == gold)
-    rows = session.exec(query.group_by(Measurement.task, Measurement.label))
-    return {(task, label): Measured(int(agreed), int(uses)) for task, label, agreed, uses in rows}
 
 
 def _where(error: BaseException) -> str:

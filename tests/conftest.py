@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from service.engine import Engine, open_engine
+from service.engine.tokenizer import Tokenizer
 from service.settings import Settings
+
+pytest_plugins = ["tests.databases"]
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +21,20 @@ def model_folder() -> Path:
     from service.engine.embedded import model_folder
 
     return Path(model_folder(Settings()))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_folder: Path) -> Tokenizer:
+    return Tokenizer(model_folder)
+
+
+@pytest.fixture(scope="session")
+def transformers(model_folder: Path) -> Iterator[Engine]:
+    """The embedded engine on the embedded model."""
+    pytest.importorskip("torch")
+    engine = open_engine(Settings(engine="transformers", model=str(model_folder)))
+    yield engine
+    asyncio.run(engine.close())
 
 
 @pytest.fixture(scope="session")

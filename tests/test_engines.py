@@ -6,16 +6,15 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from llguidance import LLMatcher
 
-from service.engine import CANARY, TOP, Completion, Engine, Message, Request, open_engine
+from service.engine import CANARY, TOP, Completion, Engine, Message, Request
 from service.engine.grammars import MAX_RULES, grammar_error
 from service.engine.scripted import Scripted, completion
 from service.engine.tokenizer import Tokenizer
@@ -66,20 +65,7 @@ def refused(answer: Completion | EngineError) -> EngineError:
     return answer
 
 
-@pytest.fixture(scope="session")
-def tokenizer(model_folder: Path) -> Tokenizer:
-    return Tokenizer(model_folder)
-
-
 # What every engine keeps
-
-
-@pytest.fixture(scope="session")
-def transformers(model_folder: Path) -> Iterator[Engine]:
-    pytest.importorskip("service.engine.transformers")
-    engine = open_engine(Settings(engine="transformers", model=str(model_folder)))
-    yield engine
-    asyncio.run(engine.close())
 
 
 @pytest.fixture(params=["scripted", "transformers", "vllm"])

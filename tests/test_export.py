@@ -89,6 +89,7 @@ def test_what_stands_is_said_with_its_source(database: Engine) -> None:
                 "end_utf16": 6,
             }
         ],
+        "complete": 0.9,
         "source": "model",
         "reviewer": None,
         "recipe": RECIPE,

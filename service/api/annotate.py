@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
-from sqlalchemy import func
-from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 
 from service import batches, db, prompt, route
@@ -19,7 +17,7 @@ from service.batches import TextCreate
 from service.engine import Engine
 from service.errors import EngineError, TooLarge
 from service.labels import to_row
-from service.models import Measurement
+from service.measure import measured
 from service.route import Decision, Evidence, Measured, Policy
 from service.running import Running
 from service.settings import Settings
@@ -104,7 +102,7 @@ async def annotate(new: AnnotateCreate, service: RunningDep, _caller: ClientDep)
     texts = [TextCreate(text=text) if isinstance(text, str) else text for text in new.texts]
     _check_sizes(texts, service.settings)
     engine = service.engine()
-    plan, measured = await run_in_threadpool(_prepare, new, service, engine)
+    plan, known = await run_in_threadpool(_prepare, new, service, engine)
     rows: dict[int, dict[str, Any]] = {}
     failures: list[Failure] = []
     async for index, outcome in service.metrics.annotate([text.text for text in texts], plan, engine):
@@ -114,8 +112,8 @@ async def annotate(new: AnnotateCreate, service: RunningDep, _caller: ClientDep)
             failures.append(outcome)
             rows[index] = row | _decided(route.refuse(outcome.code, outcome.detail), None)
         else:
-            decision = _decide(outcome, new, measured)
-            rows[index] = row | _labelled(outcome, text.text) | _decided(decision, plan.sha256)
+            decision = _decide(outcome, new, known)
+            rows[index] = row | to_row(outcome.labels, text.text) | _decided(decision, plan.sha256)
     if len(failures) == len(texts) and all(failure.retryable for failure in failures):
         raise EngineError(failures[0].detail, retryable=True, hint="the engine went away; send the same request again")
     return AnnotateAnswer(rows=[rows[index] for index in range(len(texts))])
@@ -146,16 +144,7 @@ def _prepare(new: AnnotateCreate, service: Running, engine: Engine) -> tuple[Pla
     template = prompt.load(service.settings.prompts, new.prompt or service.settings.prompt)
     with db.read(service.database) as session:
         plan = Plan(batches.find_schema(session, new.schema_name, new.schema_version), template, engine.identity)
-        return plan, _measured(session, plan.sha256)
-
-
-def _measured(session: Session, recipe: str) -> dict[tuple[str, str], Measured]:
-    """Agreement by (task, label), on all gold that the recipe was measured on."""
-    query = select(Measurement.task, Measurement.label, func.sum(Measurement.agreed), func.sum(Measurement.uses)).where(
-        Measurement.recipe == recipe
-    )
-    rows = session.exec(query.group_by(col(Measurement.task), col(Measurement.label)))
-    return {(task, label): Measured(int(agreed), int(uses)) for task, label, agreed, uses in rows}
+        return plan, measured(session, plan.sha256)
 
 
 def _decide(answer: Answer, new: AnnotateCreate, measured: dict[tuple[str, str], Measured]) -> Decision:
@@ -163,12 +152,5 @@ def _decide(answer: Answer, new: AnnotateCreate, measured: dict[tuple[str, str],
     return route.decide(answer.labels, new.policy, Evidence(draw=1.0, measured=measured, truncated=answer.truncated))
 
 
-def _labelled(answer: Answer, text: str) -> dict[str, Any]:
-    stated = [found.complete for found in answer.labels.mentions.values() if found.complete is not None]
-    return to_row(answer.labels, text) | ({"complete": min(stated)} if stated else {})
-
-
 def _decided(decision: Decision, recipe: str | None) -> dict[str, Any]:
-    outcome = decision.outcome.value
-    reasons = [reason.model_dump(mode="json") for reason in decision.reasons]
-    return {"state": outcome, "decision": outcome, "reasons": reasons, "recipe": recipe}
+    return {"state": decision.outcome.value, **decision.row(), "recipe": recipe}

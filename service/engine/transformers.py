@@ -24,7 +24,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import llguidance
 import llguidance.numpy
@@ -37,6 +36,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from transformers.utils.logging import disable_progress_bar
 
 from service.engine import CANARY, CANARY_PATTERN, TOP, Completion, Identity, Request, Token
+from service.engine.attention import Pass, Prefix, attend, groups_of
 from service.engine.embedded import fingerprint, model_folder
 from service.engine.grammars import too_long
 from service.engine.tokenizer import Tokenizer
@@ -75,7 +75,8 @@ class Transformers:
         for index, request in enumerate(requests):
 
             def done(answer: Answer, index: int = index) -> None:
-                loop.call_soon_threadsafe(answers.put_nowait, (index, answer))
+                with suppress(RuntimeError):  # the loop that asked is closed: nobody waits any more
+                    loop.call_soon_threadsafe(answers.put_nowait, (index, answer))
 
             jobs.append(_Job(request, done))
         self._queue.submit(jobs)
@@ -111,7 +112,7 @@ def _load(where: Path | str, revision: str) -> PreTrainedModel:
         raise EngineError(
             f"cannot load the model {where}: {error}", retryable=False, hint="set CONCORD_MODEL"
         ) from error
-    AttentionInterface.register("concord", _attend)
+    AttentionInterface.register("concord", attend)
     model.set_attn_implementation("concord")
     loaded: PreTrainedModel = model.eval()
     _pack(loaded.base_model)
@@ -162,98 +163,6 @@ class _Row:
     tokens: list[Token] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """A beginning that prompts share. keys, values: (layers, heads, len(ids), head size)."""
-
-    ids: tuple[int, ...]
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What attention must know of one forward pass over the laid-out tokens of rows 0 … n-1 of the store.
-
-    keys, values: the store, (layers, rows, heads, positions, head size).
-    row, position: for each token, its row and its place among the row's own keys.
-    """
-
-    prefix: _Prefix | None
-    keys: torch.Tensor
-    values: torch.Tensor
-    row: torch.Tensor
-    position: torch.Tensor
-    groups: tuple[_Group, ...]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Rows `first` to `last` of a pass that have up to `width` new tokens each.
-
-    token: (rows, width) index of each token in the pass, padded by repeating one.
-    place: for each real token of the group, its index in the flattened (rows × width), and `source` in the pass.
-    visible: (rows, 1, width, positions) which own keys each query sees.
-    """
-
-    first: int
-    last: int
-    token: torch.Tensor
-    place: torch.Tensor
-    source: torch.Tensor
-    visible: torch.Tensor
-
-
-def _attend(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    concord: _Pass,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of laid-out tokens: each row over the shared beginning and its own keys.
-
-    query (1, query heads, tokens, head size), key and value (1, key heads, tokens, head size); the result is
-    (1, tokens, query heads, head size).
-    """
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    keys, values = concord.keys[layer], concord.values[layer]
-    keys[concord.row, :, concord.position] = key[0].transpose(0, 1)
-    values[concord.row, :, concord.position] = value[0].transpose(0, 1)
-    heads, tokens, size = query.shape[1:]
-    shared = keys.shape[1]
-    queries = query[0].transpose(0, 1).reshape(tokens, shared, heads // shared, size) * scaling
-    output = torch.empty_like(queries)
-    for group in concord.groups:
-        rows, width = group.token.shape
-        reach = group.visible.shape[-1]
-        own_keys = keys[group.first : group.last, :, :reach]
-        own_values = values[group.first : group.last, :, :reach]
-        # (rows, key heads, queries of the group sharing a key head × width, head size)
-        q = queries[group.token].permute(0, 2, 3, 1, 4).reshape(rows, shared, -1, size)
-        scores = q @ own_keys.transpose(2, 3)
-        scores = scores.view(rows, shared, -1, width, reach)
-        scores.masked_fill_(~group.visible[:, :, None], float("-inf"))
-        scores = scores.view(rows, shared, -1, reach)
-        if concord.prefix is None:
-            mixed = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ own_values
-        else:
-            begin = concord.prefix.keys.shape[2]
-            together = q.transpose(0, 1).reshape(shared, -1, size)
-            ahead = (
-                (together @ concord.prefix.keys[layer].transpose(1, 2)).view(shared, rows, -1, begin).transpose(0, 1)
-            )
-            weights = torch.softmax(torch.cat([ahead, scores], -1), -1, dtype=torch.float32).to(q.dtype)
-            behind = weights[..., :begin].transpose(0, 1).reshape(shared, -1, begin) @ concord.prefix.values[layer]
-            mixed = behind.view(shared, rows, -1, size).transpose(0, 1) + weights[..., begin:] @ own_values
-        flat = mixed.view(rows, shared, -1, width, size).permute(0, 3, 1, 2, 4).reshape(rows * width, shared, -1, size)
-        output[group.source] = flat[group.place]
-    return output.view(1, tokens, heads, size), None
-
-
 class _Queue:
     """What waits for a lane, and the beginnings that the lanes share."""
 
@@ -261,7 +170,7 @@ class _Queue:
         self._jobs: deque[_Job] = deque()
         self._signal = threading.Condition()
         self._closed = False
-        self.prefixes: deque[_Prefix] = deque(maxlen=PREFIXES)
+        self.prefixes: deque[Prefix] = deque(maxlen=PREFIXES)
         self.prefixing = threading.Lock()  # held while a beginning is computed, so that no two lanes compute the same
 
     def submit(self, jobs: Sequence[_Job]) -> None:
@@ -325,7 +234,7 @@ class _Lane:
         self._capacity = rows
         self._rows: list[_Row] = []
         self._keys, self._values = self._store(0, 0)
-        self._prefix: _Prefix | None = None
+        self._prefix: Prefix | None = None
         self._thread = threading.Thread(target=self._run, name="concord-engine", daemon=True)
         self._thread.start()
 
@@ -409,7 +318,7 @@ class _Lane:
         shape = (self._layers, rows, self._heads, positions, self._size)
         return torch.zeros(shape, dtype=self._model.dtype), torch.zeros(shape, dtype=self._model.dtype)
 
-    def _choose_prefix(self, job: _Job) -> _Prefix | None:
+    def _choose_prefix(self, job: _Job) -> Prefix | None:
         """The beginning that the job shares with those waiting behind it, or with one computed before.
 
         A job that waits alone is taken whole; the next one cuts that beginning back to what they share.
@@ -430,7 +339,7 @@ class _Lane:
                 if length >= max(SHARED, len(known.ids) // 2) and (not common or length >= 0.8 * shared):
                     if length < len(known.ids):
                         prefixes.remove(known)
-                        known = _Prefix(known.ids[:length], known.keys[:, :, :length], known.values[:, :, :length])
+                        known = Prefix(known.ids[:length], known.keys[:, :, :length], known.values[:, :, :length])
                         prefixes.append(known)
                     return known
             if shared < SHARED:
@@ -438,11 +347,11 @@ class _Lane:
             prefixes.append(self._compute_prefix(job.ids[:shared]))
             return prefixes[-1]
 
-    def _compute_prefix(self, ids: Sequence[int]) -> _Prefix:
+    def _compute_prefix(self, ids: Sequence[int]) -> Prefix:
         keys, values = self._store(1, len(ids))
         self._prefix = None
         self._forward([(0, ids, 0)], keys, values)
-        return _Prefix(tuple(ids), keys[:, 0].clone(), values[:, 0].clone())
+        return Prefix(tuple(ids), keys[:, 0].clone(), values[:, 0].clone())
 
     def _step(self) -> None:
         """Compute the pending tokens of all rows, and each row's next token."""
@@ -499,40 +408,15 @@ class _Lane:
         ids = torch.tensor([token for _, tokens, _ in jobs for token in tokens])
         row = torch.repeat_interleave(torch.tensor([number for number, _, _ in jobs]), torch.tensor(counts))
         position = torch.cat([torch.arange(start, start + len(tokens)) for _, tokens, start in jobs])
-        groups = _groups(counts, [start for _, _, start in jobs])
+        groups = groups_of(counts, [start for _, _, start in jobs])
         state = self._model.base_model(
             input_ids=ids[None],
             position_ids=(position + begin)[None],
             use_cache=False,
-            concord=_Pass(self._prefix, keys, values, row, position, groups),
+            concord=Pass(self._prefix, keys, values, row, position, groups),
         ).last_hidden_state[0]
         result: torch.Tensor = state[torch.tensor(counts).cumsum(0) - 1]
         return result
-
-
-def _groups(counts: Sequence[int], starts: Sequence[int]) -> tuple[_Group, ...]:
-    """The rows of a pass in two groups, each with little padding: those that are continued by one token, then the new.
-
-    New rows enter behind the others, so that each group is a slice of the store.
-    """
-    single = next((i for i, count in enumerate(counts) if count > 1), len(counts))
-    bounds = [(first, last) for first, last in ((0, single), (single, len(counts))) if first < last]
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    groups = []
-    for first, last in bounds:
-        width = max(counts[first:last])
-        reach = max(start + count for start, count in zip(starts[first:last], counts[first:last], strict=True))
-        steps = torch.arange(width)
-        count = torch.tensor(counts[first:last])[:, None]
-        start = torch.tensor(starts[first:last])[:, None]
-        offset = torch.from_numpy(offsets[first:last])[:, None]
-        real = steps < count
-        token = offset + torch.minimum(steps.expand_as(real), count - 1)
-        seen = torch.minimum(start + steps, start + count - 1)  # a padding query sees what the last real one sees
-        visible = torch.arange(reach) <= seen[:, :, None]
-        place = real.flatten().nonzero()[:, 0]
-        groups.append(_Group(first, last, token, place, token.flatten()[place], visible[:, None]))
-    return tuple(groups)
 
 
 def _answer_all(jobs: Sequence[_Job], error: EngineError) -> None:

@@ -37,7 +37,7 @@ STYLES = {
     "money": "bold bright_green",
 }
 
-console = Console()
+console = Console(width=None if Console().is_terminal else 120)
 
 
 def main() -> None:
@@ -127,15 +127,17 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(_marked(row), _choice(row, "sentiment"), _choice(row, "intent"), _decision(row))
     console.print(table)
-    legend = Text("entities: ").append_text(Text("  ").join(Text(name, style) for name, style in STYLES.items()))
-    console.print(legend)
 
 
 def _marked(row: dict[str, Any]) -> Text:
-    text = Text(row["text"])
+    """The text, each mention coloured and followed by its label."""
+    shown, position = Text(), 0
     for span in row.get("entities", []):
-        text.stylize(STYLES[span["label"]] + " underline", span["start"], span["end"])
-    return text
+        shown.append(row["text"][position : span["start"]])
+        shown.append(span["text"], STYLES[span["label"]] + " underline")
+        shown.append(f"‹{span['label']}›", "dim")
+        position = span["end"]
+    return shown.append(row["text"][position:])
 
 
 def _choice(row: dict[str, Any], task: str) -> str:

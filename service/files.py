@@ -26,7 +26,9 @@ def read_records(source: str, split: str = "train") -> Iterator[dict[str, Any]]:
         raise NotFound(f"no file {source}")
     from datasets import load_dataset
 
-    options: dict[str, Any] = {"sep": "\t"} if ".tsv" in path.suffixes else {}
+    options: dict[str, Any] = {}
+    if kind == "csv":  # a text may be "123", "NA" or "null", and is then that word
+        options = {"dtype": str, "keep_default_na": False, "sep": "\t" if ".tsv" in path.suffixes else ","}
     try:
         if kind:
             records = load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)

@@ -96,7 +96,7 @@ def _requests(
     settings: Settings, what: schema.Schema, texts: Sequence[str], name: str, engine: Engine
 ) -> list[Request]:
     plan = Plan(what, prompt.load(settings.prompts, name), engine.identity)
-    return [request(plan, window) for text in texts for window in windows(text)]
+    return [request(what, plan.prompt, window) for text in texts for window in windows(text)]
 
 
 async def _raw(settings: Settings, what: schema.Schema, texts: Sequence[str]) -> float:

@@ -41,6 +41,9 @@ err = Console(stderr=True)
 
 SchemaOption = Annotated[str, typer.Option("--schema", help="a schema file, or the name of one in the schema folder")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", help="a prompt such as line.v1; default: CONCORD_PROMPT")]
+SecondOption = Annotated[
+    str | None, typer.Option("--second-prompt", help="a prompt that reads each text as well; a difference means review")
+]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="transformers or vllm; default: CONCORD_ENGINE")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="take only the first so many texts")]
 
@@ -89,6 +92,7 @@ def annotate_file(
     ],
     schema_name: SchemaOption = "support",
     prompt_name: PromptOption = None,
+    second_name: SecondOption = None,
     engine_name: EngineOption = None,
     target: Annotated[Path | None, typer.Option("--out", help="JSONL file to write; default: standard output")] = None,
     text_field: Annotated[str, typer.Option("--text", help="field that holds the text")] = "text",
@@ -99,15 +103,17 @@ def annotate_file(
     settings = _settings(engine=engine_name, prompt=prompt_name)
     records = islice(read_records(source), limit)
     texts = _texts(records, text_field, id_field, settings)
-    asyncio.run(_annotate_file(texts, _find_schema(schema_name, settings), settings, target))
+    what = _find_schema(schema_name, settings)
+    asyncio.run(_annotate_file(texts, what, second_name, settings, target))
 
 
 async def _annotate_file(
-    texts: Iterator[tuple[str, str]], what: schema.Schema, settings: Settings, target: Path | None
+    texts: Iterator[tuple[str, str]], what: schema.Schema, second: str | None, settings: Settings, target: Path | None
 ) -> None:
     outcomes = {"accepted": 0, "audit": 0, "review": 0}
     async with _opened(settings) as engine:
-        plan = Plan(what, prompt.load(settings.prompts, settings.prompt), engine.identity)
+        prompts = [prompt.load(settings.prompts, name) for name in (settings.prompt, second) if name]
+        plan = Plan(what, prompts[0], engine.identity, prompts[1] if second else None)
         with _writing(target) as write, _progress() as progress:
             bar = progress.add_task("labelling", total=None)
             position = 0
@@ -278,7 +284,7 @@ def _texts(
 def _decide(answer: Answer | Failure, settings: Settings, position: int) -> Decision:
     if isinstance(answer, Failure):
         return refuse(answer.code, answer.detail)
-    evidence = Evidence(draw=lot(settings.seed, "", position), truncated=answer.truncated)
+    evidence = Evidence(draw=lot(settings.seed, "", position), truncated=answer.truncated, second=answer.second)
     return decide(answer.labels, Policy(), evidence)
 
 

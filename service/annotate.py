@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,24 +31,31 @@ from service.words import Window, windows
 class Plan:
     """Everything that decides a label: schema, prompt, engine with model, and how it decodes. Its hash is the recipe.
 
-    Raises Invalid when the prompt cannot be rendered for the schema.
+    second: a prompt that reads every text as well; its labels are compared with the first's, never used.
+    Raises Invalid when a prompt cannot be rendered for the schema.
     """
 
     schema: Schema
     prompt: Prompt
     identity: Identity
+    second: Prompt | None = None
 
     def __post_init__(self) -> None:
-        self.prompt.messages(windows("")[0], self.schema)
+        for one in self.prompts:
+            one.messages(windows("")[0], self.schema)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return (self.prompt,) if self.second is None else (self.prompt, self.second)
 
     @cached_property
     def body(self) -> dict[str, Any]:
         return {
             "schema": {"name": self.schema.name, "version": self.schema.version, "sha256": self.schema.sha256},
-            "prompt": {"name": self.prompt.name, "version": self.prompt.version, "sha256": self.prompt.sha256},
+            "prompt": _named(self.prompt),
             "engine": asdict(self.identity),
             "decoding": {"method": "greedy", "grammar": "positions.1", "wire": self.prompt.wire},
-        }
+        } | ({"second_prompt": _named(self.second)} if self.second else {})
 
     @cached_property
     def sha256(self) -> str:
@@ -56,11 +64,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """truncated: an answer was cut at the token limit, so mentions may be missing. tokens: output tokens spent."""
+    """truncated: an answer was cut at the token limit, so mentions may be missing. tokens: output tokens spent.
+
+    second: what the plan's second prompt said.
+    """
 
     labels: Labels
     truncated: bool = False
     tokens: int = 0
+    second: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,15 @@ class Failure:
     code: Code
     detail: str
     retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One window of one text, to be read with one prompt."""
+
+    text: int
+    prompt: Prompt
+    window: Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,44 +107,61 @@ async def annotate(texts: Sequence[str], plan: Plan, engine: Engine) -> AsyncIte
     """
     # In a thread: a long text takes long to cut and to write grammars for, and others wait on this event loop.
     pieces, requests = await asyncio.to_thread(_prepare, texts, plan)
-    waiting: dict[int, int] = {}
-    for index, _ in pieces:
-        waiting[index] = waiting.get(index, 0) + 1
-    answers: dict[int, dict[int, _Read | Failure]] = {index: {} for index in waiting}
+    waiting = Counter(piece.text for piece in pieces)
+    answers: dict[int, list[tuple[_Piece, _Read | Failure]]] = {index: [] for index in waiting}
     async for number, answer in engine.complete(requests):
-        index, window = pieces[number]
-        answers[index][window.offset] = _read(answer, window, plan)
-        if len(answers[index]) == waiting[index]:
-            parts = [part for _, part in sorted(answers.pop(index).items())]
-            yield index, _assemble(parts, plan.schema)
+        piece = pieces[number]
+        answers[piece.text].append((piece, _read(answer, piece, plan.schema)))
+        if len(answers[piece.text]) == waiting[piece.text]:
+            yield piece.text, _join(answers.pop(piece.text), plan)
 
 
-def _prepare(texts: Sequence[str], plan: Plan) -> tuple[list[tuple[int, Window]], list[Request]]:
-    pieces = [(index, window) for index, text in enumerate(texts) for window in windows(text)]
-    return pieces, [request(plan, window) for _, window in pieces]
+def _prepare(texts: Sequence[str], plan: Plan) -> tuple[list[_Piece], list[Request]]:
+    pieces = [
+        _Piece(index, prompt, window)
+        for prompt in plan.prompts  # all of one prompt first: engines share its beginning
+        for index, text in enumerate(texts)
+        for window in windows(text)
+    ]
+    return pieces, [request(plan.schema, piece.prompt, piece.window) for piece in pieces]
 
 
-def request(plan: Plan, window: Window) -> Request:
+def request(schema: Schema, prompt: Prompt, window: Window) -> Request:
     """What the engine is asked for one window."""
     return Request(
-        messages=plan.prompt.messages(window, plan.schema),
-        grammar=compile_grammar(plan.schema, window, plan.prompt.open_wire(plan.schema)),
-        max_tokens=token_limit(plan.schema, window),
+        messages=prompt.messages(window, schema),
+        grammar=compile_grammar(schema, window, prompt.open_wire(schema)),
+        max_tokens=token_limit(schema, window),
     )
 
 
-def _read(answer: Completion | EngineError, window: Window, plan: Plan) -> _Read | Failure:
+def _read(answer: Completion | EngineError, piece: _Piece, schema: Schema) -> _Read | Failure:
     if isinstance(answer, EngineError):
         detail = f"{answer.message} {answer.hint}".strip()
         return Failure(Code.failed, detail, retryable=answer.retryable)
-    wire = plan.prompt.open_wire(plan.schema)
+    wire = piece.prompt.open_wire(schema)
     cut = answer.finish == "length"
     try:
-        parsed = parse(answer.text, window, plan.schema, wire, cut=cut)
+        parsed = parse(answer.text, piece.window, schema, wire, cut=cut)
     except ParseError as error:
         code = Code.truncated if cut else Code.ungrounded
         return Failure(code, f"the answer is not one that the grammar allows: {error}")
-    return _Read(window, parsed, Reader(answer, parsed, plan.schema, wire))
+    return _Read(piece.window, parsed, Reader(answer, parsed, schema, wire))
+
+
+def _join(answers: Sequence[tuple[_Piece, _Read | Failure]], plan: Plan) -> Annotated | Failure:
+    """The outcome of a text from its windows' by each prompt."""
+    ordered = sorted(answers, key=lambda answer: answer[0].window.offset)
+    outcomes = [
+        _assemble([read for piece, read in ordered if piece.prompt is one], plan.schema) for one in plan.prompts
+    ]
+    failed = next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
+    if failed:
+        return failed
+    first, *second = (outcome for outcome in outcomes if isinstance(outcome, Annotated))
+    if not second:
+        return first
+    return replace(first, second=second[0].labels, tokens=first.tokens + second[0].tokens)
 
 
 def _assemble(parts: Sequence[_Read | Failure], schema: Schema) -> Annotated | Failure:
@@ -145,6 +183,10 @@ def _assemble(parts: Sequence[_Read | Failure], schema: Schema) -> Annotated | F
         truncated=not all(part.parsed.whole for part in read),
         tokens=sum(len(part.reader.completion.tokens) for part in read),
     )
+
+
+def _named(prompt: Prompt) -> dict[str, Any]:
+    return {"name": prompt.name, "version": prompt.version, "sha256": prompt.sha256}
 
 
 def _spans(part: _Read) -> list[Span]:

@@ -77,12 +77,15 @@ class BatchCreate(BaseModel):
     prompt: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         None, description="name of the prompt, like line.v1; the service's own where absent"
     )
+    second_prompt: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
+        None, description="reads every text a second time; where it says otherwise the item goes to review"
+    )
     policy: Policy = Field(default_factory=lambda: Policy(), description="thresholds that differ from the usual ones")
     gold: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         None, description="gold set: an answer that differs from it goes to review"
     )
 
-    @field_validator("schema_name", "prompt", "gold", mode="before")
+    @field_validator("schema_name", "prompt", "second_prompt", "gold", mode="before")
     @classmethod
     def _storable(cls, value: object) -> object:
         if isinstance(value, str):
@@ -149,6 +152,7 @@ def submit(
         content_sha256=content,
         schema_id=version.id or 0,
         prompt=prompt,
+        second_prompt=new.second_prompt,
         policy=new.policy.model_dump(mode="json"),
         gold=new.gold,
         total=len(new.texts),

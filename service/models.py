@@ -91,6 +91,7 @@ class Batch(SQLModel, table=True):
     content_sha256: str = Field(max_length=64)
     schema_id: int = Field(foreign_key="schema_version.id")
     prompt: str = Field(max_length=100)
+    second_prompt: str | None = Field(default=None, max_length=100)
     policy: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
     gold: str | None = Field(default=None, max_length=100)
     total: int

@@ -65,6 +65,7 @@ class ClaimedBatch:
     schema: dict[str, Any]  # body of the schema version
     schema_sha256: str
     prompt: str
+    second_prompt: str | None
     policy: dict[str, Any]
     gold: str | None
 
@@ -280,7 +281,9 @@ def _lease(
     ).one()
     return Claim(
         owner=owner,
-        batch=ClaimedBatch(found.id, schema.body, schema.sha256, found.prompt, found.policy, found.gold),
+        batch=ClaimedBatch(
+            found.id, schema.body, schema.sha256, found.prompt, found.second_prompt, found.policy, found.gold
+        ),
         items=tuple(Claimed(*row) for row in rows),
     )
 

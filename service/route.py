@@ -26,6 +26,7 @@ class Outcome(StrEnum):
 class Code(StrEnum):
     low_confidence = "low_confidence"
     ambiguous = "ambiguous"
+    disagreement = "disagreement"
     low_agreement = "low_agreement"
     gold_mismatch = "gold_mismatch"
     ungrounded = "ungrounded"
@@ -96,12 +97,14 @@ class Evidence:
 
     draw: uniform in [0, 1), the item's lot in the audit, from `lot`.
     gold: the labels that people agreed on, where the text is a gold text.
+    second: what a second prompt made of the text, where one was asked.
     measured: agreement by (task, label) of this recipe on gold.
     truncated: the completion was cut off, so that something may be missing.
     """
 
     draw: float
     gold: Labels | None = None
+    second: Labels | None = None
     measured: Mapping[tuple[str, str], Measured] = field(default_factory=dict)
     truncated: bool = False
 
@@ -117,7 +120,9 @@ def decide(labels: Labels, policy: Policy, evidence: Evidence) -> Decision:
     reasons = _doubts(labels, policy)
     reasons += _measured_doubts(labels, policy, evidence.measured)
     if evidence.gold is not None:
-        reasons += _mismatches(labels, evidence.gold)
+        reasons += _differences(labels, evidence.gold, Code.gold_mismatch, "gold")
+    if evidence.second is not None:
+        reasons += _differences(labels, evidence.second, Code.disagreement, "second reading")
     if evidence.truncated:
         reasons.append(Reason(code=Code.truncated, detail="the answer was cut off at the token limit"))
     if reasons:
@@ -188,18 +193,19 @@ def _measured_doubts(labels: Labels, policy: Policy, measured: Mapping[tuple[str
     return reasons
 
 
-def _mismatches(labels: Labels, gold: Labels) -> list[Reason]:
+def _differences(labels: Labels, other: Labels, code: Code, source: str) -> list[Reason]:
+    """A reason for each task of which the other labels say something else."""
     reasons = []
-    for task, choice in gold.choices.items():
+    for task, choice in other.choices.items():
         said = labels.choices.get(task)
         if said is not None and said.label != choice.label:
-            reasons.append(Reason(code=Code.gold_mismatch, task=task, label=said.label, detail=f"gold: {choice.label}"))
-    for task, mentions in gold.mentions.items():
+            reasons.append(Reason(code=code, task=task, label=said.label, detail=f"{source}: {choice.label}"))
+    for task, mentions in other.mentions.items():
         if task not in labels.mentions:
             continue
         here = {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
         there = {(span.start, span.end, span.label) for span in mentions.spans}
         if here != there:
-            detail = f"{len(there - here)} missed, {len(here - there)} not in gold"
-            reasons.append(Reason(code=Code.gold_mismatch, task=task, detail=detail))
+            detail = f"{len(there - here)} missed, {len(here - there)} not in the {source}"
+            reasons.append(Reason(code=code, task=task, detail=detail))
     return reasons

@@ -142,7 +142,7 @@ class _Worker:
         self.down = True  # until the engine has answered its canary
         self.trial = False
         self.ends: float | None = None  # when running chunks must end, after `stop`
-        self.plans: dict[tuple[str, str], Plan] = {}  # by schema and prompt, their recipe in its table
+        self.plans: dict[tuple[str, str, str | None], Plan] = {}  # by schema and prompt, their recipe in its table
 
     async def run(self, stop: asyncio.Event) -> None:
         running: set[asyncio.Task[None]] = set()
@@ -364,10 +364,12 @@ class _Worker:
         return _Brief(plan, Policy.model_validate(claim.batch.policy), gold, known)
 
     def _plan(self, claim: Claim) -> Plan:
-        key = (claim.batch.schema_sha256, claim.batch.prompt)
+        names = (claim.batch.prompt, claim.batch.second_prompt)
+        key = (claim.batch.schema_sha256, *names)
         if key not in self.plans:
             schema = Schema.model_validate(claim.batch.schema)
-            plan = Plan(schema, prompt.load(self.prompts, claim.batch.prompt), self.engine.identity)
+            first, *second = (prompt.load(self.prompts, name) for name in names if name)
+            plan = Plan(schema, first, self.engine.identity, *second)
             with db.begin(self.database) as session:
                 queue.keep_recipe(session, plan.sha256, plan.body)
             self.plans[key] = plan
@@ -381,6 +383,7 @@ def _result(item: Claimed, outcome: Annotated | Failure, brief: _Brief, seed: in
     evidence = Evidence(
         draw=route.lot(seed, item.batch_id, item.position),
         gold=gold if isinstance(gold, Labels) else None,
+        second=outcome.second,
         measured=brief.measured,
         truncated=outcome.truncated,
     )

@@ -130,7 +130,7 @@ def test_a_text_that_cannot_be_labelled_fails_alone(transformers: Engine) -> Non
     async def run() -> dict[int, object]:
         from service.annotate import request
 
-        good = request(plan, windows("Where is my order?")[0])
+        good = request(SUPPORT, plan.prompt, windows("Where is my order?")[0])
         bad = type(good)(good.messages, "start: NOWHERE", good.max_tokens)
         long = type(good)((good.messages[0], type(good.messages[1])("user", "word " * 9000)), good.grammar, 64)
         return {index: answer async for index, answer in transformers.complete([good, bad, long, good])}

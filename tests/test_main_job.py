@@ -147,3 +147,16 @@ def test_a_few_texts_are_answered_at_once_and_bad_input_clearly(start: Start) ->
         refused = client.post("/v1/annotate", content=body, headers={"content-type": "application/json"})
         assert refused.status_code in (404, 422), refused.text
         assert refused.json().keys() == {"error", "detail"} and place in refused.text
+
+
+def test_a_second_prompt_sends_what_it_reads_otherwise_to_review(start: Start) -> None:
+    client, _ = start()
+    body = {"schema": "support", "second_prompt": "guided.v1", "texts": [{"text": r["text"]} for r in GOLD[:6]]}
+    batch = client.post("/v1/batches", json=body).raise_for_status().json()
+    assert (batch["prompt"], batch["second_prompt"]) == ("line.v1", "guided.v1")
+    finish(client, batch["id"])
+    rows = results(client, batch["id"])
+    differing = [row for row in rows if any(reason["code"] == "disagreement" for reason in row["reasons"])]
+    assert differing and all(row["decision"] == "review" for row in differing)
+    refused = client.post("/v1/batches", json=body | {"second_prompt": "nothing.v1"})
+    assert refused.status_code == 404

@@ -68,10 +68,17 @@ def test_a_text_whose_gold_says_otherwise_goes_to_review() -> None:
     reasons = decide(labels(), Policy(), Evidence(draw=0.99, gold=gold)).reasons
     assert [(r.code, r.task, r.detail) for r in reasons] == [
         (Code.gold_mismatch, "mood", "gold: bad"),
-        (Code.gold_mismatch, "names", "0 missed, 1 not in gold"),
+        (Code.gold_mismatch, "names", "0 missed, 1 not in the gold"),
     ]
     same = Labels(choices={"mood": Choice(label="good")})
     assert decide(labels(), Policy(), Evidence(draw=0.99, gold=same)).outcome is Outcome.accepted
+
+
+def test_a_second_reading_that_says_otherwise_sends_the_item_to_review() -> None:
+    second = Labels(choices={"mood": Choice(label="bad")}, mentions=labels().mentions)
+    (reason,) = decide(labels(), Policy(), Evidence(draw=0.99, second=second)).reasons
+    assert (reason.code, reason.task, reason.detail) == (Code.disagreement, "mood", "second reading: bad")
+    assert decide(labels(), Policy(), Evidence(draw=0.99, second=labels(0.3))).outcome is Outcome.accepted
 
 
 def test_a_cut_answer_and_a_failed_text_go_to_review() -> None:

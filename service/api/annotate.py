@@ -82,6 +82,9 @@ class AnnotateCreate(BaseModel):
     prompt: Annotated[Word, Field(min_length=1, max_length=100)] | None = Field(
         None, description="name of the prompt, like line.v1; the service's own where absent"
     )
+    second_prompt: Annotated[Word, Field(min_length=1, max_length=100)] | None = Field(
+        None, description="reads every text a second time; where it says otherwise the item goes to review"
+    )
     policy: Policy = Field(default_factory=lambda: Policy(), description="thresholds that differ from the usual ones")
 
 
@@ -142,14 +145,21 @@ def _check_sizes(texts: list[TextCreate], settings: Settings) -> None:
 
 def _prepare(new: AnnotateCreate, service: Running, engine: Engine) -> tuple[Plan, dict[tuple[str, str], Measured]]:
     template = prompt.load(service.settings.prompts, new.prompt or service.settings.prompt)
+    second = prompt.load(service.settings.prompts, new.second_prompt) if new.second_prompt else None
     with db.read(service.database) as session:
-        plan = Plan(batches.find_schema(session, new.schema_name, new.schema_version), template, engine.identity)
+        plan = Plan(
+            batches.find_schema(session, new.schema_name, new.schema_version), template, engine.identity, second
+        )
         return plan, measured(session, plan.sha256)
 
 
 def _decide(answer: Answer, new: AnnotateCreate, measured: dict[tuple[str, str], Measured]) -> Decision:
     # The highest lot: an audit draws from what is stored, and this is not.
-    return route.decide(answer.labels, new.policy, Evidence(draw=1.0, measured=measured, truncated=answer.truncated))
+    return route.decide(
+        answer.labels,
+        new.policy,
+        Evidence(draw=1.0, measured=measured, truncated=answer.truncated, second=answer.second),
+    )
 
 
 def _decided(decision: Decision, recipe: str | None) -> dict[str, Any]:

@@ -46,6 +46,7 @@ ACCEPTED: dict[str, Any] = {
     "schema": "support",
     "version": 1,
     "prompt": "line.v1",
+    "second_prompt": None,
     "gold": None,
     "total": 2,
     "created_at": "2026-11-20T09:30:00Z",
@@ -77,6 +78,7 @@ class Accepted(BaseModel):
     schema_name: str = Field(serialization_alias="schema")
     version: int = Field(description="version of the schema")
     prompt: str
+    second_prompt: str | None
     gold: str | None
     total: int = Field(description="texts")
     created_at: datetime
@@ -145,7 +147,9 @@ def accept(
     schema = batches.find_schema(session, new.schema_name, new.schema_version)
     name = new.prompt or service.settings.prompt
     # Made only to be refused here, not by every worker, when prompt and schema do not go together.
-    Plan(schema, prompt.load(service.settings.prompts, name), Identity(service.settings.engine, service.settings.model))
+    read = [prompt.load(service.settings.prompts, asked) for asked in (name, new.second_prompt) if asked]
+    for template in read:
+        Plan(schema, template, Identity(service.settings.engine, service.settings.model))
     batch, fresh = batches.submit(session, caller.name, idempotency_key, new, schema, name, service.settings)
     if fresh:
         background.add_task(wake)  # runs after the commit
@@ -301,6 +305,7 @@ def _fields(batch: models.Batch, schemas: dict[int, tuple[str, int]]) -> dict[st
         "schema_name": name,
         "version": version,
         "prompt": batch.prompt,
+        "second_prompt": batch.second_prompt,
         "gold": batch.gold,
         "total": batch.total,
         "created_at": batch.created_at,

@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("content_sha256", sa.String(64), nullable=False),
         sa.Column("schema_id", sa.Integer(), nullable=False),
         sa.Column("prompt", sa.String(100), nullable=False),
+        sa.Column("second_prompt", sa.String(100), nullable=True),
         sa.Column("policy", sa.JSON().with_variant(JSONB(), "postgresql"), nullable=False),
         sa.Column("gold", sa.String(100), nullable=True),
         sa.Column("total", sa.Integer(), nullable=False),

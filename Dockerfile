@@ -6,7 +6,7 @@ FROM python:3.11-slim
 ARG EXTRAS=postgres
 ARG TORCH=torch==2.13.0
 
-RUN useradd --create-home --uid 10001 concord
+RUN useradd --create-home --uid 10001 concord && install -d -o concord /data
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
@@ -19,7 +19,8 @@ RUN case "$EXTRAS" in *embedded*) pip install --no-cache-dir "$TORCH" && pip ins
 
 USER concord
 # Anything but loopback needs API keys: set CONCORD_CLIENT_KEYS and CONCORD_REVIEWER_KEYS.
-ENV CONCORD_HOST=0.0.0.0 CONCORD_PORT=8300 PYTHONUNBUFFERED=1
+ENV CONCORD_HOST=0.0.0.0 CONCORD_PORT=8300 CONCORD_DATABASE_URL=sqlite:////data/concord.db PYTHONUNBUFFERED=1
+VOLUME /data
 EXPOSE 8300
 HEALTHCHECK CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8300/healthz', timeout=3)"]
 CMD ["concord", "serve"]

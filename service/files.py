@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +27,9 @@ def read_records(source: str, split: str = "train") -> Iterator[dict[str, Any]]:
         raise NotFound(f"no file {source}")
     from datasets import load_dataset
 
-    options: dict[str, Any] = {}
-    if kind == "csv":  # a text may be "123", "NA" or "null", and is then that word
-        options = {"dtype": str, "keep_default_na": False, "sep": "\t" if ".tsv" in path.suffixes else ","}
     try:
         if kind:
+            options = _csv_options(path) if kind == "csv" else {}
             records = load_dataset(kind, data_files=str(path), split="train", streaming=True, **options)
         else:
             records = load_dataset(source, split=split, streaming=True)
@@ -39,6 +38,18 @@ def read_records(source: str, split: str = "train") -> Iterator[dict[str, Any]]:
         raise NotFound(f"no file {source}, and no data set of that name: {error}") from error
     except (OSError, ValueError) as error:
         raise Invalid(f"{source}: {error}") from error
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Every cell is the word that stands in it, also 007, NA and null."""
+    import fsspec
+    from datasets import Features, Value
+
+    separator = "\t" if ".tsv" in path.suffixes else ","
+    with fsspec.open(str(path), "rt", encoding="utf-8-sig", newline="", compression="infer") as file:
+        names = next(csv.reader(file, delimiter=separator), [])
+    features = Features({name: Value("string") for name in names})
+    return {"sep": separator, "features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

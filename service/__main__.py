@@ -356,7 +356,7 @@ def _owner() -> str:
 def main() -> None:
     """Errors of the service are one line that says what is wrong, not a traceback."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
     except ServiceError as error:
         hint = getattr(error, "hint", "")
         err.print(f"[red]error:[/] {error.message}{f' ({hint})' if hint else ''}", highlight=False, markup=True)

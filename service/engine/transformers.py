@@ -101,13 +101,10 @@ class Transformers:
 
 
 def _load(where: Path | str, revision: str) -> PreTrainedModel:
-    # bfloat16 is emulated, and three times slower than float32, on processors that lack it.
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() != "AVX2"
     disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(where), revision=revision or "main", dtype=torch.bfloat16 if native else torch.float32
-        )
+        # float32 on every processor: the same text gets the same numbers whatever else is in the batch.
+        model = AutoModelForCausalLM.from_pretrained(str(where), revision=revision or "main", dtype=torch.float32)
     except OSError as error:
         raise EngineError(
             f"cannot load the model {where}: {error}", retryable=False, hint="set CONCORD_MODEL"

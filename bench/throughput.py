@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +18,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from service import prompt, schema
+from service import demo, prompt, schema
 from service.annotate import Plan, request
 from service.engine import TOP, Completion, Engine, Request, open_engine
 from service.engine.embedded import prepare
@@ -172,39 +169,14 @@ def _batch(client: httpx.Client, what: schema.Schema, texts: Sequence[str], key:
 
 @contextmanager
 def _service(settings: Settings) -> Iterator[httpx.Client]:
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "CONCORD_DATABASE_URL": f"sqlite:///{folder}/bench.db",
             "CONCORD_ENGINE": settings.engine,
             "CONCORD_VLLM_URLS": " ".join(settings.vllm_urls),
         }
-        log = Path(folder) / "log"
-        command = [sys.executable, "-m", "service", "serve", "--port", str(port)]
-        with log.open("w") as sink:
-            process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                _wait(client, process, log)
-                yield client
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise SystemExit(log.read_text()[-3000:])
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.3)
-    raise SystemExit(log.read_text()[-3000:])
+        with demo.running(Path(folder) / "log", environment) as client:
+            yield client
 
 
 @contextmanager
@@ -218,10 +190,7 @@ def _settings(engine: str) -> Iterator[Settings]:
 
 
 def _schema(name: str, records: Sequence[dict[str, Any]]) -> schema.Schema:
-    if name == "infer":
-        return schema.infer("bench", records)
-    path = Path(name)
-    return schema.load(path if path.suffix else PROJECT / "schemas" / f"{name}.yaml")
+    return schema.infer("bench", records) if name == "infer" else schema.find(name, PROJECT / "schemas")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from service import prompt, schema
 from service.annotate import Annotated as Answer
 from service.annotate import Failure, Plan, annotate
 from service.engine import Engine, Identity, open_engine
-from service.errors import Invalid, NotFound, ServiceError
+from service.errors import Invalid, ServiceError
 from service.files import read_records
 from service.labels import Labels, from_row, to_row
 from service.route import Decision, Evidence, Policy, decide, lot, refuse
@@ -103,7 +103,7 @@ def annotate_file(
     settings = _settings(engine=engine_name, prompt=prompt_name)
     records = islice(read_records(source), limit)
     texts = _texts(records, text_field, id_field, settings)
-    what = _find_schema(schema_name, settings)
+    what = schema.find(schema_name, settings.schemas)
     asyncio.run(_annotate_file(texts, what, second_name, settings, target))
 
 
@@ -112,8 +112,8 @@ async def _annotate_file(
 ) -> None:
     outcomes = {"accepted": 0, "audit": 0, "review": 0}
     async with _opened(settings) as engine:
-        prompts = [prompt.load(settings.prompts, name) for name in (settings.prompt, second) if name]
-        plan = Plan(what, prompts[0], engine.identity, prompts[1] if second else None)
+        first, *other = (prompt.load(settings.prompts, name) for name in (settings.prompt, second) if name)
+        plan = Plan(what, first, engine.identity, *other)
         with _writing(target) as write, _progress() as progress:
             bar = progress.add_task("labelling", total=None)
             position = 0
@@ -144,7 +144,7 @@ def evaluate(
     """Label the texts of a gold file and say how far the labels agree with it."""
     settings = _settings(engine=engine_name, prompt=prompt_name)
     records = list(islice(read_records(gold), limit))
-    what = _find_schema(schema_name, settings) if schema_name else schema.infer("gold", records)
+    what = schema.find(schema_name, settings.schemas) if schema_name else schema.infer("gold", records)
     texts = [text for _, text in _texts(iter(records), "text", "id", settings)]
     truth = [
         from_row(r, text, what, f"record {i}: ") for i, (r, text) in enumerate(zip(records, texts, strict=True), 1)
@@ -249,17 +249,6 @@ def print_agreement(console: Console, tasks: dict[str, Any]) -> None:
 
 def _settings(**given: Any) -> Settings:
     return Settings(**{name: value for name, value in given.items() if value is not None})
-
-
-def _find_schema(name: str, settings: Settings) -> schema.Schema:
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml", ".json"):
-        return schema.load(path)
-    shipped = settings.schemas / f"{name}.yaml"
-    if not shipped.is_file():
-        there = ", ".join(sorted(p.stem for p in settings.schemas.glob("*.yaml")))
-        raise NotFound(f"no schema {name!r} in {settings.schemas}; there is {there}; or name a file")
-    return schema.load(shipped)
 
 
 def _texts(

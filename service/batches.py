@@ -21,6 +21,7 @@ from service.models import Batch, Item, ItemDecision, SchemaVersion, State, fing
 from service.route import Policy
 from service.schema import Schema
 from service.settings import Settings
+from service.stored import check_storable
 
 MAX_META = 10_000  # characters of one text's meta, as JSON
 MAX_META_DEPTH = 8
@@ -118,17 +119,6 @@ class Progress:
     done: int
     rate: float
     seconds_left: float | None
-
-
-def check_storable(text: str) -> None:
-    """Raises ValueError for what no database and no JSON reader could give back: NUL and half a surrogate pair."""
-    place = text.find("\0")
-    if place >= 0:
-        raise ValueError(f"a NUL character at {place}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a surrogate pair at {error.start}, which is no character") from None
 
 
 def submit(

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,7 +48,7 @@ def main() -> None:
         prepare(Settings())
     with GOLD.open(encoding="utf-8") as file:
         gold = [json.loads(line) for line in file]
-    with _service() as client:
+    with running(FOLDER / "service.log", _environment()) as client:
         client.post("/v1/gold/support", params={"schema": "support"}, json=gold).raise_for_status()
         batch = _post(client, gold[::EVERY])
         rows = _rows(client, batch)
@@ -58,29 +59,25 @@ def main() -> None:
 
 
 @contextmanager
-def _service() -> Iterator[httpx.Client]:
-    """The service in a process of its own, on a fresh SQLite file, ready to label."""
+def running(log: Path, environment: Mapping[str, str]) -> Iterator[httpx.Client]:
+    """The service in a process of its own, on a free port of loopback, ready to label; it stops with the context."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONCORD_")}
-    environment |= {name: os.environ[name] for name in ("CONCORD_CACHE", "CONCORD_THREADS") if name in os.environ}
-    environment["CONCORD_DATABASE_URL"] = f"sqlite:///{FOLDER / 'concord.db'}"
     command = [sys.executable, "-m", "service", "serve", "--port", str(port)]
-    with (FOLDER / "service.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=PROJECT)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    with log.open("w") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT, cwd=PROJECT)
     try:
-        with console.status(f"Starting the service on port {port}"):
-            _wait(client, process)
-        yield client
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            with console.status(f"Starting the service on port {port}"):
+                _wait(client, process, log)
+            yield client
     finally:
-        client.close()
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
-def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+def _wait(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -89,8 +86,15 @@ def _wait(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.3)
-    console.print((FOLDER / "service.log").read_text()[-3000:], markup=False)
+    console.print(log.read_text()[-3000:], markup=False)
     raise SystemExit("the service did not become ready; its log is above")
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without settings that would make it another demo."""
+    kept = {name: os.environ[name] for name in ("CONCORD_CACHE", "CONCORD_THREADS") if name in os.environ}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("CONCORD_")}
+    return others | kept | {"CONCORD_DATABASE_URL": f"sqlite:///{FOLDER / 'concord.db'}"}
 
 
 def _post(client: httpx.Client, gold: list[dict[str, Any]]) -> str:

@@ -201,6 +201,18 @@ def load(path: Path) -> Schema:
     return parse(data, str(path))
 
 
+def find(name: str, folder: Path) -> Schema:
+    """The schema file that is named, or the one of that name in the folder. Raises as `load` does."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return load(path)
+    shipped = folder / f"{name}.yaml"
+    if not shipped.is_file():
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise NotFound(f"no schema {name!r} in {folder}; there is {there}; or name a file")
+    return load(shipped)
+
+
 def parse(data: bytes, source: str = "schema") -> Schema:
     """A schema from YAML (or JSON, which is YAML). Raises Invalid with line and reason, within milliseconds."""
     if len(data) > MAX_BYTES:

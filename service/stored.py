@@ -23,9 +23,24 @@ class Page(Generic[Row]):
     after: int | None
 
 
+def check_storable(text: str) -> None:
+    """Raises ValueError for what no database and no JSON reader could give back: NUL and half a surrogate pair."""
+    place = text.find("\0")
+    if place >= 0:
+        raise ValueError(f"a NUL character at {place}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair at {error.start}, which is no character") from None
+
+
 def storable(text: str) -> bool:
-    """Whether both databases can keep the text as it is: PostgreSQL has no NUL, UTF-8 has no lone surrogates."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+    """Whether `check_storable` lets the text pass."""
+    try:
+        check_storable(text)
+    except ValueError:
+        return False
+    return True
 
 
 def plain(labels: Labels) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -149,3 +150,16 @@ def rows(response: Any) -> list[dict[str, Any]]:
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/x-ndjson"
     return [json.loads(line) for line in response.text.split("\n") if line]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with serving(tmp_path_factory.mktemp("service")) as client:
+        yield client
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, empty_database_url: str) -> Iterator[TestClient]:
+    """A service that nobody else has posted to, on each database."""
+    with serving(tmp_path, database_url=empty_database_url) as client:
+        yield client

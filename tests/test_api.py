@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,6 @@ from service.errors import EngineError
 from tests.serving import Sticks, error, finished, post_batch, rows, serving, until
 
 TEXTS = ("The Samsung is broken", "I doubt it", "fail")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with serving(tmp_path_factory.mktemp("service")) as client:
-        yield client
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, empty_database_url: str) -> Iterator[TestClient]:
-    """A service that nobody else has posted to, on each database."""
-    with serving(tmp_path, database_url=empty_database_url) as client:
-        yield client
 
 
 # --- annotate ---------------------------------------------------------------------------------------------------------

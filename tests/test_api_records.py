@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,6 @@ from tests.serving import error, finished, post_batch, rows, serving
 
 TEXTS = ("The Samsung is broken", "I doubt it", "fail")
 RECORD: dict[str, Any] = {"id": "a", "text": "The Samsung is broken", "sentiment": "positive", "entities": []}
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with serving(tmp_path_factory.mktemp("service")) as client:
-        yield client
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, empty_database_url: str) -> Iterator[TestClient]:
-    """A service that nobody else has posted to, on each database."""
-    with serving(tmp_path, database_url=empty_database_url) as client:
-        yield client
 
 
 # --- schemas and prompts ----------------------------------------------------------------------------------------------

@@ -147,9 +147,8 @@ def accept(
     schema = batches.find_schema(session, new.schema_name, new.schema_version)
     name = new.prompt or service.settings.prompt
     # Made only to be refused here, not by every worker, when prompt and schema do not go together.
-    read = [prompt.load(service.settings.prompts, asked) for asked in (name, new.second_prompt) if asked]
-    for template in read:
-        Plan(schema, template, Identity(service.settings.engine, service.settings.model))
+    first, *second = (prompt.load(service.settings.prompts, asked) for asked in (name, new.second_prompt) if asked)
+    Plan(schema, first, Identity(service.settings.engine, service.settings.model), *second)
     batch, fresh = batches.submit(session, caller.name, idempotency_key, new, schema, name, service.settings)
     if fresh:
         background.add_task(wake)  # runs after the commit

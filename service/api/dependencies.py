@@ -12,10 +12,10 @@ from sqlmodel import Session
 
 from service import db
 from service.auth import Caller, Role
-from service.batches import check_storable
 from service.errors import Forbidden, Unauthorized
 from service.failures import ErrorBody
 from service.running import Running
+from service.stored import check_storable
 
 MOST = 2**31 - 1  # the largest key of a row that PostgreSQL's integer columns can be compared with
 SUMMARIES = {

@@ -188,7 +188,11 @@ class _Queue:
 
     def put_back(self, job: _Job) -> None:
         with self._signal:
-            self._jobs.appendleft(job)
+            closed = self._closed
+            if not closed:
+                self._jobs.appendleft(job)
+        if closed:
+            _answer_all([job], EngineError("the engine is closed", retryable=True))
 
     def ahead(self, count: int) -> list[_Job]:
         """The next jobs, left where they are."""

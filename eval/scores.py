@@ -5,6 +5,7 @@ Sequences in, finite numbers out: never NaN, and never a certainty that the data
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
@@ -82,6 +83,31 @@ def routing(accepted: Sequence[bool], right: Sequence[bool]) -> Routing:
         error_accepted=proportion(wrong, taken),
         waste_reviewed=proportion(needless, len(pairs) - taken),
     )
+
+
+def ranking(confidence: Sequence[float], right: Sequence[bool]) -> Estimate | None:
+    """How well confidence tells right from wrong: the area under the receiver operating characteristic.
+
+    confidence, right: shape (n,). In [0, 1]: the probability that a right one is surer than a wrong one, ties counted
+    half; 0.5 says nothing. None unless there are both right and wrong ones. The interval is a bootstrap over the n.
+    Equals sklearn.metrics.roc_auc_score; written on counts so that a thousand resamples cost no more than a few.
+    Source: Hanley and McNeil (1982). Raises ValueError for unequal lengths.
+    """
+    kinds = Counter(zip(confidence, right, strict=True))
+    levels = sorted({level for level, _ in kinds})
+    counts = [kinds[level, is_right] for is_right in (True, False) for level in levels]
+    half = len(levels)
+    hits = sum(counts[:half])
+    if hits in (0, len(right)):
+        return None
+
+    def area(weights: Numbers) -> Numbers:
+        good, bad = weights[:, :half], weights[:, half:]
+        below = np.cumsum(bad, axis=1) - bad / 2
+        return ratio((good * below).sum(axis=1), good.sum(axis=1) * bad.sum(axis=1))
+
+    value = float(area(np.array([counts], dtype=np.float64))[0])
+    return bracket(value, resampled(counts, area), len(right))
 
 
 def resampled(counts: Sequence[int], statistic: Callable[[Numbers], Numbers], seed: int = 0) -> Numbers:

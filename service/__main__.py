@@ -20,13 +20,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service import prompt, schema
+from service import evaluation, prompt, schema, sets
 from service.annotate import Annotated as Answer
 from service.annotate import Failure, Plan, annotate
 from service.engine import Engine, Identity, open_engine
+from service.engine.embedded import UNTRAINED
 from service.errors import Invalid, ServiceError
 from service.files import read_records
-from service.labels import Labels, from_row, to_row
+from service.labels import to_row
+from service.mixture import Training
 from service.route import Decision, Evidence, Policy, decide, lot, refuse
 from service.settings import Settings
 
@@ -134,48 +136,135 @@ async def _annotate_file(
 
 @app.command()
 def evaluate(
-    gold: Annotated[str, typer.Argument(metavar="GOLD", help="JSONL file of gold records")],
+    gold: Annotated[
+        str, typer.Argument(metavar="GOLD", help="file of gold records, or a YAML file that declares several sets")
+    ],
     schema_name: Annotated[str | None, typer.Option("--schema", help="default: inferred from the gold file")] = None,
+    data: Annotated[Path, typer.Option(help="folder that holds the files of the declared sets")] = Path(),
+    names: Annotated[list[str] | None, typer.Option("--set", help="a declared set; default: all")] = None,
     prompt_name: PromptOption = None,
     engine_name: EngineOption = None,
-    limit: LimitOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="so many texts of a set at most, the same ones every time")
+    ] = None,
+    orders: Annotated[
+        str | None, typer.Option(help="a choice: also count how often an instruction inside a text changes it")
+    ] = None,
     json_target: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
+    table_target: Annotated[
+        Path | None, typer.Option("--markdown", help="also write the table over several sets to this file")
+    ] = None,
 ) -> None:
-    """Label the texts of a gold file and say how far the labels agree with it."""
+    """Label the texts of a gold set, or of several, and say how far the labels agree with it."""
     settings = _settings(engine=engine_name, prompt=prompt_name)
-    records = list(islice(read_records(gold), limit))
-    what = schema.find(schema_name, settings.schemas) if schema_name else schema.infer("gold", records)
-    texts = [text for _, text in _texts(iter(records), "text", "id", settings)]
-    truth = [
-        from_row(r, text, what, f"record {i}: ") for i, (r, text) in enumerate(zip(records, texts, strict=True), 1)
-    ]
-    figures = asyncio.run(_evaluate(texts, truth, what, settings))
-    if json_target:
-        json_target.write_text(json.dumps(figures, indent=2) + "\n")
+    if Path(gold).suffix in (".yaml", ".yml"):
+        parts = sets.read_sets(sets.parse_declaration(Path(gold), Training), data, ["test"], names or [])
+        asyncio.run(_evaluate_sets(parts, limit, orders, settings, json_target, table_target))
+    else:
+        figures = asyncio.run(_evaluate_file(sets.read_file(gold, schema_name, settings), limit, orders, settings))
+        if json_target:
+            json_target.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-async def _evaluate(texts: list[str], truth: list[Labels], what: schema.Schema, settings: Settings) -> dict[str, Any]:
-    said: list[Labels | None] = [None] * len(texts)
-    tokens = 0
+async def _evaluate_file(part: sets.Part, limit: int | None, orders: str | None, settings: Settings) -> dict[str, Any]:
     async with _opened(settings) as engine:
-        plan = Plan(what, prompt.load(settings.prompts, settings.prompt), engine.identity)
         with _progress() as progress:
-            bar = progress.add_task("labelling", total=len(texts))
-            started = asyncio.get_running_loop().time()
-            async for index, answer in annotate(texts, plan, engine):
-                if isinstance(answer, Answer):
-                    said[index] = answer.labels
-                    tokens += answer.tokens
-                progress.advance(bar)
-            seconds = asyncio.get_running_loop().time() - started
-    from service.measure import compare
+            found, figures = await _measure(part, limit, orders, engine, settings, progress)
+    print_agreement(out, found.tasks)
+    speed = f"{found.texts / found.seconds:.1f} texts/s, {found.tokens / found.texts:.1f} output tokens a text"
+    out.print(f"{found.texts} texts, {found.failed} failed; {speed}")
+    return figures
 
-    failed = said.count(None)
-    tasks = compare(what, [(g, s) for g, s in zip(truth, said, strict=True) if s is not None])
-    print_agreement(out, tasks)
-    speed = f"{len(texts) / seconds:.1f} texts/s, {tokens / max(1, len(texts)):.1f} output tokens a text"
-    out.print(f"{len(texts)} texts, {failed} failed; {speed}")
-    return {"texts": len(texts), "failed": failed, "recipe": plan.body, "tasks": tasks}
+
+async def _evaluate_sets(
+    parts: list[sets.Part],
+    limit: int | None,
+    orders: str | None,
+    settings: Settings,
+    json_target: Path | None,
+    table_target: Path | None,
+) -> None:
+    """A line a set; what is written is written anew after each, so that nothing measured is lost."""
+    rows: list[list[str]] = []
+    figures: dict[str, Any] = {}
+    async with _opened(settings) as engine:
+        with _progress() as progress:
+            for part in parts:
+                found, figures[part.name] = await _measure(part, limit, orders, engine, settings, progress)
+                rows.append(evaluation.row(part.name, part.schema, found))
+                progress.console.print("  ".join(rows[-1]), highlight=False)
+                if json_target:
+                    json_target.write_text(json.dumps({"sets": figures}, indent=1) + "\n")
+                if table_target:
+                    lines = [evaluation.HEADINGS, ["---"] * len(evaluation.HEADINGS), *rows]
+                    table_target.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    table = Table(*evaluation.HEADINGS)
+    for line in rows:
+        table.add_row(*line)
+    out.print(table)
+
+
+async def _measure(
+    part: sets.Part, limit: int | None, orders: str | None, engine: Engine, settings: Settings, progress: Progress
+) -> tuple[evaluation.Evaluation, dict[str, Any]]:
+    plan = Plan(part.schema, prompt.load(settings.prompts, settings.prompt), engine.identity)
+    gold = evaluation.sample(part.splits["test"], limit)
+    bar = progress.add_task(part.name, total=len(gold))
+    found = await evaluation.evaluate(gold, plan, engine, lambda: progress.advance(bar))
+    figures = found.figures() | {"refused": len(part.refused), "recipe": plan.body}
+    if any(task.name == orders for task in part.schema.choices):
+        progress.reset(bar, total=2 * len(gold), description=f"{part.name}, with orders")
+        texts = [one.text for one in gold]
+        swayed = await evaluation.obedience(texts, str(orders), plan, engine, lambda: progress.advance(bar))
+        figures["orders"] = swayed
+        changed, obeyed = evaluation.shown(swayed["changed"]), evaluation.shown(swayed["obeyed"])
+        out.print(f"{part.name}: {orders} changed by an order {changed}, to what was ordered {obeyed}", highlight=False)
+    progress.remove_task(bar)
+    if part.refused:
+        err.print(f"{part.name}: {len(part.refused)} left out, such as {part.refused[0]}", highlight=False)
+    return found, figures
+
+
+@app.command()
+def tune(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="GOLD…", help="files of gold records, or one YAML file that declares a training"),
+    ],
+    target: Annotated[Path, typer.Option("--out", help="folder for the adapter; a training that stopped goes on here")],
+    schema_name: Annotated[str | None, typer.Option("--schema", help="default: inferred from each file")] = None,
+    data: Annotated[Path, typer.Option(help="folder that holds the files of the declared sets")] = Path(),
+    start: Annotated[
+        Path | None, typer.Option("--from", help="folder of an adapter to go on from; default: a new one")
+    ] = None,
+    passes: Annotated[float, typer.Option(min=0.01, help="times that each text of a gold file is read")] = 3.0,
+    rate: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the mixture and of the adapter's first weights")] = None,
+    prompt_name: PromptOption = None,
+) -> None:
+    """Train an adapter on gold, so that a model answers a prompt better. CONCORD_MODEL names the base."""
+    from service import tune as training
+
+    settings = _settings(prompt=prompt_name, adapter=UNTRAINED)
+    how, parts = training.declared(sources, schema_name, data, passes, settings)
+    given = {"prompt": prompt_name, "rate": rate, "seed": seed}
+    how = how.model_copy(update={name: value for name, value in given.items() if value is not None})
+    for part in parts:
+        for refused in part.refused[:1]:
+            err.print(f"left out, {len(part.refused)} of {part.name}: {refused}", highlight=False)
+    with err.status("reading the model"):
+        trainer = training.open_trainer(how, parts, target, start, settings)
+    err.print(f"{trainer.describe()}")
+    with _progress() as progress:
+        bar = progress.add_task("training", total=trainer.progress.steps, completed=trainer.progress.step)
+
+        def report(now: training.Progress) -> None:
+            progress.update(bar, completed=now.step, description=now.line())
+            if now.measured:
+                err.print(now.line())
+
+        trainer.run(report)
+    err.print(f"wrote {target}; use it with CONCORD_ADAPTER={target}")
 
 
 @schema_app.command("infer")

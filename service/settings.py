@@ -39,7 +39,11 @@ class Settings(BaseSettings):
     )
     model: str = Field("embedded", description="the embedded model, a folder, or a model name of the hub")
     revision: str = Field("", description="revision of a model of the hub; empty: the newest")
-    adapter: str = Field("", description="name of an adapter that the vLLM server loaded; empty: the model itself")
+    adapter: str = Field(
+        "",
+        description="transformers: folder of an adapter, `none` for the bare model; vllm: name of one that the server "
+        "loaded; empty: the bundled one for the embedded model, else none",
+    )
     vllm_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         ("http://127.0.0.1:8301",), description="vLLM servers, blank or comma between"
     )

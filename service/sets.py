@@ -1,0 +1,199 @@
+"""Collections of gold sets, for training and for measuring: declared in a YAML file, read from a folder.
+
+A declaration names each set as anyone can get it, with its licence and attribution; the texts stay elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service import schema
+from service.errors import Invalid
+from service.files import read_records
+from service.labels import Labels, from_row
+from service.schema import Schema
+from service.settings import PROJECT, Settings
+
+OTHER = "other"  # how a label that means none of these is shown
+
+Split = Literal["train", "dev", "test"]
+Declaration = TypeVar("Declaration", bound=BaseModel)
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GoldSet(_Declared):
+    """One set. Files are relative to the data folder, or, with a leading `./`, to the project."""
+
+    source: str = Field(description="where anyone can get it: a public repository, or its name on the hub")
+    licence: str
+    attribution: str
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+    examples: Annotated[int, Field(ge=0)] = 0  # texts of the train file that one training reads; 0: only measured
+    schema_name: str | None = Field(None, alias="schema")  # default: the schema that fits all of its files
+    by: str | None = None  # field of `meta` that tells parts with label sets of their own apart
+    other: str | None = None  # the label that means none of these
+    without: tuple[str, ...] = ()  # labels whose texts are left out
+    display: dict[str, str] = Field(default_factory=dict)  # what the model reads, by label
+
+
+class Collection(_Declared):
+    """Sets by name. definitions, aliases: of labels as the model reads them, for all sets that have such a label."""
+
+    sets: dict[str, GoldSet]
+    definitions: dict[str, str] = Field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gold:
+    text: str
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Part:
+    """A set, or what of it shares one label set.
+
+    other: by choice task, the label that means none of these. refused: why records cannot be used, one entry each.
+    """
+
+    name: str
+    of: str
+    schema: Schema
+    splits: Mapping[Split, tuple[Gold, ...]]
+    other: Mapping[str, str]
+    examples: int
+    refused: tuple[str, ...] = ()
+
+
+def parse_declaration(path: Path, model: type[Declaration]) -> Declaration:
+    """A YAML file as `model`. Raises Invalid with the file, the field and what is wrong."""
+    try:
+        return model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise Invalid(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path}: {error}") from error
+
+
+def read_part(name: str, declared: GoldSet, files: Mapping[Split, Iterable[Mapping[str, Any]]]) -> list[Part]:
+    """The parts of a set from its records by split. Raises Invalid, naming set, split and record."""
+    grouped: dict[str, dict[Split, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for split, records in files.items():
+        for record in records:
+            if not _left_out(record, declared):
+                grouped[str((record.get("meta") or {}).get(declared.by, "")) if declared.by else ""][split].append(
+                    record
+                )
+    sizes = {key: len(group.get("train", ())) for key, group in grouped.items()}
+    total = sum(sizes.values())
+    return [
+        _part(f"{name}/{key}" if key else name, name, declared, group, declared.examples * sizes[key] // max(1, total))
+        for key, group in sorted(grouped.items())
+    ]
+
+
+def read_sets(collection: Collection, data: Path, splits: Iterable[Split], names: Iterable[str] = ()) -> list[Part]:
+    """All parts of the sets that are named, or of all, whose files lie in the folder.
+
+    The schema of a set is made from all of its files, also those of splits that are not asked for.
+    Raises Invalid for a name that is not declared, and for a set without one of its files.
+    """
+    wanted = list(names) or list(collection.sets)
+    unknown = [name for name in wanted if name not in collection.sets]
+    if unknown:
+        raise Invalid(f"no set {unknown[0]!r}; there is {', '.join(collection.sets)}")
+    asked = set(splits)
+    parts = []
+    for name in wanted:
+        declared = collection.sets[name]
+        files: dict[Split, list[dict[str, Any]]] = {}
+        for split in ("train", "dev", "test"):
+            file = getattr(declared, split)
+            if file is not None:
+                files[split] = list(read_records(str(_resolve(file, data))))
+        parts += [_narrowed(part, asked) for part in read_part(name, declared, files)]
+    return [part for part in parts if any(part.splits.values())]
+
+
+def read_file(source: str, schema_name: str | None, settings: Settings, split: Split = "test") -> Part:
+    """A gold file as a set of its own. Raises Invalid, naming the record and the field, for one that does not fit."""
+    records = list(read_records(source))
+    if not records:
+        raise Invalid(f"{source}: no records")
+    name = Path(source).name.split(".")[0]
+    what = schema.find(schema_name, settings.schemas) if schema_name else schema.infer(_plain(name), records)
+    gold = []
+    for number, record in enumerate(records, 1):
+        where = f"record {number}: "
+        if not isinstance(record.get("text"), str):
+            raise Invalid(
+                f"{where}expected a text in the field 'text', found {', '.join(map(str, record)) or 'nothing'}"
+            )
+        gold.append(Gold(record["text"], from_row(record, record["text"], what, where)))
+    return Part(name, name, what, {split: tuple(gold)}, _other(what), 0)
+
+
+def _plain(name: str) -> str:
+    """A name that a schema may have."""
+    found = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:39]
+    return found if found[:1].isalpha() else f"s_{found}"
+
+
+def _other(what: Schema) -> dict[str, str]:
+    return {task.name: label.name for task in what.choices for label in task.labels if label.shown == OTHER}
+
+
+def _resolve(file: str, data: Path) -> Path:
+    return PROJECT / file if file.startswith("./") else data / file
+
+
+def _narrowed(part: Part, splits: set[Split]) -> Part:
+    kept = {split: gold for split, gold in part.splits.items() if split in splits}
+    return replace(part, splits=kept)
+
+
+def _left_out(record: Mapping[str, Any], declared: GoldSet) -> bool:
+    return any(value in declared.without for value in record.values() if isinstance(value, str))
+
+
+def _part(name: str, of: str, declared: GoldSet, group: Mapping[Split, list[Mapping[str, Any]]], examples: int) -> Part:
+    everything = [record for records in group.values() for record in records]
+    if declared.schema_name:
+        what = schema.find(declared.schema_name, PROJECT / "schemas")
+    else:
+        what = _displayed(schema.infer(_plain(name), everything), declared)
+    splits: dict[Split, tuple[Gold, ...]] = {}
+    refused: list[str] = []
+    for split, records in group.items():
+        found = []
+        for number, record in enumerate(records, 1):
+            try:
+                found.append(Gold(record["text"], from_row(record, record["text"], what)))
+            except Invalid as error:  # such as spans that overlap, which the schema cannot hold
+                refused.append(f"{name}, {split}, record {record.get('id', number)}: {error.message}")
+        splits[split] = tuple(found)
+    return Part(name, of, what, splits, _other(what), examples, tuple(refused))
+
+
+def _displayed(what: Schema, declared: GoldSet) -> Schema:
+    shown = dict(declared.display) | ({declared.other: OTHER} if declared.other else {})
+    data = what.model_dump()
+    for task in data["tasks"]:
+        for label in task["labels"]:
+            label["display"] = shown.get(label["name"], label["display"])
+    return Schema.model_validate(data)

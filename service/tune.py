@@ -1,0 +1,452 @@
+"""Training an adapter (LoRA, arXiv 2106.09685) that makes a model answer a prompt of this project.
+
+A pack of texts is one sequence: the beginning that their prompts share, then each text with its answer, which sees the
+beginning and itself alone. The beginning is computed once a pack, nothing is padded, and every token has the place and
+the view that it has in use. The loss is on the answers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from service.engine import Message
+from service.engine.embedded import WEIGHTS, model_folder
+from service.engine.tokenizer import Tokenizer
+from service.errors import Invalid
+from service.mixture import Pack, Training, held_out, plan, questions
+from service.prompt import Prompt, load
+from service.sets import Part, parse_declaration, read_file, read_sets
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STEP_PACKS = 2
+WARM_UP = 40  # steps, or a tenth of a short training
+FLOOR = 0.02  # of the peak rate, at the end
+DECAY = 0.01  # weight decay
+CLIP = 1.0  # largest norm of a step's gradient
+MEASURES = 8  # times that the held-out texts are measured, besides the beginning
+CHECKPOINT_SECONDS = 300
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A pack as tensors over its T tokens.
+
+    ids, positions: (1, T). segment: (T,) 0 for the shared beginning, then 1, 2, … for the texts.
+    asked: (A,) the places whose next token is an answer's; answer: (A,) that token; example: (A,) which text.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segment: torch.Tensor
+    asked: torch.Tensor
+    answer: torch.Tensor
+    example: torch.Tensor
+    examples: int
+
+    def to(self, device: torch.device) -> Laid:
+        tensors = (self.ids, self.positions, self.segment, self.asked, self.answer, self.example)
+        ids, positions, segment, asked, answer, example = (tensor.to(device) for tensor in tensors)
+        return Laid(ids, positions, segment, asked, answer, example, self.examples)
+
+    @cached_property
+    def beginning(self) -> int:
+        """How many tokens the texts share."""
+        return int((self.segment == 0).sum())
+
+    @cached_property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The texts' own tokens one text a row, padded with the last: (R, W) places in the sequence; (T - beginning,)
+        where each token is in the flattened rows; (R, 1, W, beginning + W) what each sees."""
+        first = self.beginning
+        counts = torch.bincount(self.segment[first:] - 1)
+        starts = first + counts.cumsum(0) - counts
+        steps = torch.arange(int(counts.max()), device=counts.device)
+        real = steps < counts[:, None]
+        place = starts[:, None] + torch.minimum(steps.expand_as(real), counts[:, None] - 1)
+        own = steps[None, :] <= steps[:, None]
+        visible = torch.cat([own.new_ones(len(steps), first), own], 1)
+        return place, real.flatten().nonzero()[:, 0], visible[None, None]
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    pack: Laid,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention within a pack: the beginning over itself, each text over the beginning and itself.
+
+    query (1, heads, T, size), key and value (1, key heads, T, size); the result is (1, T, heads, size). One masked
+    attention over all T tokens would say the same, and compute mostly what nobody sees.
+    """
+    first = pack.beginning
+    place, source, visible = pack.rows
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    ahead = scaled_dot_product_attention(
+        query[:, :, :first], key[:, :, :first], value[:, :, :first], is_causal=True, scale=scaling
+    )
+    rows, heads, size = len(place), query.shape[1], query.shape[3]
+    own = [x[0][:, place].transpose(0, 1) for x in (query, key, value)]  # (R, heads, W, size)
+    keys, values = (
+        torch.cat([x[:, :, :first].expand(rows, -1, -1, -1), mine], 2)
+        for x, mine in zip((key, value), own[1:], strict=True)
+    )
+    behind = scaled_dot_product_attention(own[0], keys, values, attn_mask=visible, scale=scaling)
+    flat = behind.transpose(1, 2).reshape(-1, heads, size)[source]
+    return torch.cat([ahead[0].transpose(0, 1), flat])[None], None
+
+
+@dataclass
+class Progress:
+    """Where a training is. loss: mean over a step's texts; held_out: one entry a measure, see `measure`."""
+
+    step: int = 0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the held-out texts were measured after this very step."""
+        return bool(self.held_out) and self.held_out[-1]["step"] == self.step
+
+    def line(self) -> str:
+        last = self.held_out[-1]
+        recent = self.losses[-20:] or [math.nan]
+        return (
+            f"step {self.step} of {self.steps}, loss {sum(recent) / len(recent):.2f}; "
+            f"held out: loss {last['loss']:.2f}, {last['exact']:.1%} exact; "
+            f"{self.tokens / max(1e-9, self.seconds):.0f} tokens/s, {self.left / 60:.0f} min left"
+        )
+
+    @property
+    def left(self) -> float:
+        """Seconds to go at the speed so far."""
+        return self.seconds / max(1, self.step) * (self.steps - self.step)
+
+
+def lay_out(pack: Pack, prompt: Prompt, tokenizer: Tokenizer) -> Laid | None:
+    """The pack's texts as one sequence; None where none of them can be asked."""
+    asked = list(questions(pack, prompt))
+    if not asked:
+        return None
+    end = tokenizer.hf.eos_token_id
+    prompts = [tokenizer.encode((Message("system", s), Message("user", u))) for (s, u), _ in asked]
+    answers = [[*tokenizer.plain(completion), end] for _, completion in asked]
+    alike = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
+    shared = min(sum(takewhile(bool, alike)), min(map(len, prompts)) - 1)
+    ids, positions, segment = prompts[0][:shared], list(range(shared)), [0] * shared
+    places: list[int] = []
+    targets: list[int] = []
+    example: list[int] = []
+    for number, (question, answer) in enumerate(zip(prompts, answers, strict=True)):
+        branch = question[shared:] + answer[:-1]  # the end token is asked for, never read
+        first = len(ids) + len(question) - shared - 1
+        places += range(first, first + len(answer))
+        targets += answer
+        example += [number] * len(answer)
+        ids = ids + branch
+        positions += range(shared, shared + len(branch))
+        segment += [number + 1] * len(branch)
+    return Laid(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.tensor(segment),
+        torch.tensor(places),
+        torch.tensor(targets),
+        torch.tensor(example),
+        len(asked),
+    )
+
+
+def declared(
+    sources: Sequence[str], schema_name: str | None, data: Path, passes: float, settings: Settings
+) -> tuple[Training, list[Part]]:
+    """What to train on: the sets that one YAML file declares, or gold files as they are, each read `passes` times."""
+    if len(sources) == 1 and Path(sources[0]).suffix in (".yaml", ".yml"):
+        training = parse_declaration(Path(sources[0]), Training)
+        wanted = [name for name, one in training.sets.items() if one.examples]
+        return training, read_sets(training, data, ["train", "dev"], wanted)
+    parts = [read_file(source, schema_name, settings, "train") for source in sources]
+    return Training(sets={}), [replace(part, examples=math.ceil(passes * len(part.splits["train"]))) for part in parts]
+
+
+def open_trainer(
+    training: Training, parts: Sequence[Part], folder: Path, start: Path | None, settings: Settings
+) -> Trainer:
+    """A training of the settings' model, at its beginning or at its last checkpoint in `folder`.
+
+    start: the folder of an adapter whose weights it begins with; else they are new.
+    """
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    where = model_folder(settings)
+    prompt = load(settings.prompts, training.prompt)
+    model = AutoModelForCausalLM.from_pretrained(where, revision=settings.revision or "main", dtype=torch.float32)
+    packs, kept = plan(parts, training), held_out(parts, training)
+    return Trainer(model, Tokenizer(where, settings.revision), prompt, training, packs, kept, folder, start)
+
+
+class Trainer:
+    """One training, from the beginning or from its last checkpoint in `folder`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        training: Training,
+        packs: Sequence[Pack],
+        kept: Sequence[Pack],
+        folder: Path,
+        start: Path | None = None,
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.half = _has_bfloat16(self.device)
+        torch.manual_seed(training.seed)
+        self.model = _with_adapter(model, training, self.half, start).to(self.device)
+        self.tokenizer, self.prompt, self.training = tokenizer, prompt, training
+        self.packs, self.kept, self.folder = packs, kept, folder
+        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=training.rate, betas=(0.9, 0.98), weight_decay=DECAY)
+        self.progress = Progress(steps=math.ceil(len(packs) / STEP_PACKS))
+        self._resume()
+
+    def describe(self) -> str:
+        texts = sum(len(pack.gold) for pack in self.packs)
+        kept = sum(len(pack.gold) for pack in self.kept)
+        kind = "bfloat16" if self.half else "float32"
+        went = f", going on at step {self.progress.step}" if self.progress.step else ""
+        return (
+            f"{texts} texts in {len(self.packs)} packs, {self.progress.steps} steps on {self.device.type} in {kind}, "
+            f"{sum(weight.numel() for weight in self.weights) / 1e6:.1f} M weights; {kept} texts held out{went}"
+        )
+
+    def run(self, report: Callable[[Progress], None]) -> None:
+        """Train to the end, reporting after every step; the adapter, its curve and its log are in `folder` then."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        progress = self.progress
+        every = max(1, progress.steps // MEASURES)
+        if not progress.held_out:
+            progress.held_out.append(self.measure())
+        saved = time.monotonic()
+        try:
+            while progress.step < progress.steps:
+                started = time.monotonic()
+                self._step()
+                progress.step += 1
+                progress.seconds += time.monotonic() - started
+                if progress.step % every == 0 or progress.step == progress.steps:
+                    progress.held_out.append(self.measure())
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+                    saved = time.monotonic()
+                report(progress)
+        except KeyboardInterrupt:
+            self._checkpoint()
+            raise
+        self._finish()
+
+    def measure(self) -> dict[str, Any]:
+        """{"step", "loss", "exact", "sets"}: of the held-out texts, the mean loss (nats a text) and the share whose
+        whole answer is the model's first choice at every token, i.e. what it would say; "sets" has both by part."""
+        self.model.eval()
+        sets: dict[str, dict[str, float]] = {}
+        for pack in self.kept:
+            laid = self._laid_out(pack)
+            if laid is None:
+                continue
+            with torch.no_grad(), self._precision():
+                logits = self._logits(laid)
+            losses = cross_entropy(logits.float(), laid.answer, reduction="sum").item()
+            wrong = torch.zeros(laid.examples, device=self.device)
+            wrong.index_add_(0, laid.example, (logits.argmax(-1) != laid.answer).float())
+            sets[pack.name] = {
+                "texts": laid.examples,
+                "loss": losses / laid.examples,
+                "exact": (wrong == 0).float().mean().item(),
+            }
+        self.model.train()
+        total = sum(one["texts"] for one in sets.values()) or 1
+        means = {key: sum(one[key] * one["texts"] for one in sets.values()) / total for key in ("loss", "exact")}
+        return {"step": self.progress.step, **means, "sets": sets}
+
+    def _step(self) -> None:
+        number = self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.rate * _schedule(number, self.progress.steps)
+        laid = [self._laid_out(pack) for pack in self.packs[number * STEP_PACKS : (number + 1) * STEP_PACKS]]
+        texts = sum(one.examples for one in laid if one) or 1
+        total = 0.0
+        for one in laid:
+            if one is None:
+                continue
+            with self._precision():
+                logits = self._logits(one)
+            loss = cross_entropy(logits.float(), one.answer, reduction="sum") / texts
+            torch.autograd.backward(loss)
+            total += loss.item()
+            self.progress.tokens += one.ids.shape[1]
+        torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.losses.append(total)
+
+    def _laid_out(self, pack: Pack) -> Laid | None:
+        laid = lay_out(pack, self.prompt, self.tokenizer)
+        if laid is None:
+            return None
+        return laid.to(self.device)
+
+    def _logits(self, laid: Laid) -> torch.Tensor:
+        output = self.model(
+            input_ids=laid.ids,
+            position_ids=laid.positions,
+            attention_mask=None,
+            pack=laid,
+            use_cache=False,
+            logits_to_keep=laid.asked,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def _identity(self) -> str:
+        """What a checkpoint must match: the training and every text of it, in order."""
+        digest = hashlib.sha256(self.training.model_dump_json().encode())
+        digest.update(self.prompt.sha256.encode())
+        for pack in self.packs:
+            digest.update(pack.schema.model_dump_json().encode())
+            digest.update("\0".join(gold.text for gold in pack.gold).encode())
+        return digest.hexdigest()
+
+    @property
+    def _checkpoint_file(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _checkpoint(self) -> None:
+        state = {
+            "identity": self._identity(),
+            "weights": [weight.detach().cpu() for weight in self.weights],
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        work = self._checkpoint_file.with_suffix(".writing")
+        torch.save(state, work)
+        work.replace(self._checkpoint_file)  # in one step: a kill leaves the one before
+
+    def _resume(self) -> None:
+        if not self._checkpoint_file.is_file():
+            return
+        state = torch.load(self._checkpoint_file, map_location="cpu", weights_only=True)
+        if state["identity"] != self._identity():
+            raise Invalid(
+                f"{self._checkpoint_file} belongs to another training; remove it, or choose another folder with --out"
+            )
+        with torch.no_grad():
+            for weight, kept in zip(self.weights, state["weights"], strict=True):
+                weight.copy_(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def _finish(self) -> None:
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        state = {
+            k: v.detach().to(torch.bfloat16).cpu().contiguous()
+            for k, v in get_peft_model_state_dict(self.model).items()
+        }
+        config = self.model.peft_config["default"]
+        config.inference_mode = True
+        config.save_pretrained(self.folder)
+        save_file(state, self.folder / WEIGHTS, metadata={"format": "pt"})
+        log = {k: v for k, v in asdict(self.progress).items() if k != "losses"}
+        (self.folder / "training.json").write_text(json.dumps(log, indent=1) + "\n")
+        plot(self.progress, self.folder / "training.svg")
+        self._checkpoint_file.unlink(missing_ok=True)
+
+
+def plot(progress: Progress, path: Path) -> None:
+    """The curves of a training: loss of each step, and loss and exact answers on the held-out texts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    width = max(1, len(progress.losses) // 60)
+    edges = list(range(0, len(progress.losses) + 1, width))
+    smooth = [sum(progress.losses[a:b]) / (b - a) for a, b in pairwise(edges)]
+    left.plot([b for _, b in pairwise(edges)], smooth, label=f"training, mean of {width} steps", color="0.6")
+    steps = [one["step"] for one in progress.held_out]
+    left.plot(steps, [one["loss"] for one in progress.held_out], marker="o", label="held out")
+    left.set(xlabel="step", ylabel="loss (nats a text)", ylim=(0, None))
+    left.set_ylim(0, max([one["loss"] for one in progress.held_out[1:]] + smooth[3:] or [1]) * 1.2)
+    left.legend()
+    for name in progress.held_out[-1]["sets"]:
+        right.plot(steps, [one["sets"][name]["exact"] for one in progress.held_out], color="0.85", linewidth=0.8)
+    right.plot(steps, [one["exact"] for one in progress.held_out], marker="o", label="all sets")
+    right.set(xlabel="step", ylabel="held-out texts answered exactly", ylim=(0, 1))
+    right.legend(loc="lower right")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _with_adapter(model: PreTrainedModel, training: Training, half: bool, start: Path | None) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AttentionInterface
+
+    if half:
+        torch.nn.Module.to(model, torch.bfloat16)
+    AttentionInterface.register("concord-packs", attend)
+    model.set_attn_implementation("concord-packs")
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    if start is not None:
+        return PeftModel.from_pretrained(model, start, is_trainable=True, autocast_adapter_dtype=True).train()
+    config = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules=MODULES, bias="none")
+    return get_peft_model(model, config, autocast_adapter_dtype=True).train()
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the peak rate: linear warm-up, then cosine decay to FLOOR."""
+    warm_up = min(WARM_UP, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    through = (step - warm_up) / max(1, steps - warm_up)
+    return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * through)) / 2
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices itself; one that emulates it is several times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,107 @@
+"""Collections of gold sets: declared in YAML, read from a folder, every record used or refused with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import Invalid, NotFound
+from service.sets import Collection, parse_declaration, read_file, read_sets
+from service.settings import Settings
+
+DECLARED = {
+    "mood": {"train": "mood/train.jsonl", "test": "mood/test.jsonl"},
+    "bots": {"train": "bots/train.jsonl", "by": "domain", "other": "NONE", "examples": 30},
+}
+
+
+def collection(**changes: dict[str, Any]) -> Collection:
+    about = {"source": "here", "licence": "none", "attribution": "us"}
+    return Collection.model_validate({"sets": {k: about | v | changes.get(k, {}) for k, v in DECLARED.items()}})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    def write(name: str, records: list[dict[str, Any]]) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    write("mood/train.jsonl", [{"text": "good", "mood": "positive"}, {"text": "hm", "mood": "neutral"}])
+    write("mood/test.jsonl", [{"text": "bad", "mood": "negative"}])
+    bots = [("x", "a", "hi"), ("x", "NONE", "?"), ("y", "b", "bye"), ("y", "c", "so"), ("y", "NONE", "!")]
+    write("bots/train.jsonl", [{"text": t, "intent": i, "meta": {"domain": d}} for d, i, t in bots])
+    return tmp_path
+
+
+def test_the_schema_of_a_set_knows_the_labels_of_all_its_files(data: Path) -> None:
+    (mood,) = read_sets(collection(), data, ["test"], ["mood"])
+    assert [label.name for label in mood.schema.tasks[0].labels] == ["negative", "neutral", "positive"]
+    assert [gold.text for gold in mood.splits["test"]] == ["bad"]
+    assert "train" not in mood.splits
+
+
+def test_parts_with_label_sets_of_their_own_are_told_apart(data: Path) -> None:
+    x, y = read_sets(collection(), data, ["train"], ["bots"])
+    assert (x.name, y.name) == ("bots/x", "bots/y")
+    assert [label.shown for label in y.schema.tasks[0].labels] == ["other", "b", "c"]
+    assert x.other == {"intent": "NONE"}
+    assert (x.examples, y.examples) == (12, 18)
+
+
+def test_labels_can_be_left_out_and_shown_under_other_names(data: Path) -> None:
+    (mood,) = read_sets(
+        collection(mood={"without": ["neutral"], "display": {"negative": "awful"}}), data, ["train", "test"], ["mood"]
+    )
+    assert {label.name: label.shown for label in mood.schema.tasks[0].labels} == {
+        "negative": "awful",
+        "positive": "positive",
+    }
+    assert [gold.text for gold in mood.splits["train"]] == ["good"]
+
+
+def test_a_record_that_the_schema_cannot_hold_is_refused_with_its_reason_and_the_rest_is_read(data: Path) -> None:
+    spans = [{"start": 0, "end": 4, "label": "a"}, {"start": 2, "end": 6, "label": "a"}]
+    records = [{"id": "one", "text": "abcdefgh", "names": spans}, {"id": "two", "text": "ok", "names": []}]
+    (data / "mood" / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (mood,) = read_sets(collection(mood={"train": None}), data, ["test"], ["mood"])
+    assert [gold.text for gold in mood.splits["test"]] == ["ok"]
+    (refused,) = mood.refused
+    assert refused.startswith("mood, test, record one: ")
+    assert "overlap" in refused
+
+
+def test_a_mistake_in_a_declaration_names_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "sets.yaml"
+    path.write_text("sets:\n  mood: {source: here, licence: none, attribution: us, exmples: 3}\n")
+    with pytest.raises(Invalid, match=r"sets\.mood\.exmples"):
+        parse_declaration(path, Collection)
+    path.write_text("sets: [")
+    with pytest.raises(Invalid, match=r"sets\.yaml"):
+        parse_declaration(path, Collection)
+    with pytest.raises(Invalid, match="nowhere"):
+        parse_declaration(tmp_path / "nowhere.yaml", Collection)
+
+
+def test_a_set_that_is_not_declared_or_not_there_is_named(data: Path) -> None:
+    with pytest.raises(Invalid, match="no set 'nothing'; there is mood, bots"):
+        read_sets(collection(), data, ["test"], ["nothing"])
+    with pytest.raises(NotFound, match=r"nothing\.jsonl"):
+        read_sets(collection(mood={"test": "nothing.jsonl"}), data, ["test"], ["mood"])
+
+
+def test_a_gold_file_that_does_not_fit_says_which_record_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "9 odd-Name.jsonl"
+    path.write_text('{"text": "a", "topic": "x"}\n{"text": "b", "topic": "y"}\n')
+    assert read_file(str(path), None, Settings()).schema.name == "s_9_odd_name"
+    path.write_text('{"text": "a", "sentiment": "negative"}\n{"text": "b", "sentiment": "glad"}\n')
+    with pytest.raises(Invalid, match="record 2: sentiment"):
+        read_file(str(path), "support", Settings())
+    path.write_text('{"body": "a"}\n')
+    with pytest.raises(Invalid, match="record 1: expected a text"):
+        read_file(str(path), "support", Settings())
+    path.write_text("")
+    with pytest.raises(Invalid, match="no records"):
+        read_file(str(path), "support", Settings())

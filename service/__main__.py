@@ -23,7 +23,7 @@ from rich.table import Table
 from service import evaluation, prompt, schema, sets
 from service.annotate import Annotated as Answer
 from service.annotate import Failure, Plan, annotate
-from service.engine import Engine, Identity, open_engine
+from service.engine import Engine, Identity, let_threads_sleep, open_engine
 from service.engine.embedded import UNTRAINED
 from service.errors import Invalid, ServiceError
 from service.files import read_records
@@ -243,6 +243,7 @@ def tune(
     prompt_name: PromptOption = None,
 ) -> None:
     """Train an adapter on gold, so that a model answers a prompt better. CONCORD_MODEL names the base."""
+    let_threads_sleep()
     from service import tune as training
 
     settings = _settings(prompt=prompt_name, adapter=UNTRAINED)

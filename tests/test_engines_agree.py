@@ -11,7 +11,8 @@ import pytest
 
 from service import prompt, schema
 from service.annotate import Annotated, Failure, Plan, annotate
-from service.engine import Completion, Engine, open_engine
+from service.engine import Completion, Engine, open_engine, vllm_server
+from service.engine.embedded import ADAPTER, UNTRAINED, prepare
 from service.engine.tokenizer import Tokenizer
 from service.engine.vllm_server import computes_bfloat16
 from service.labels import Labels
@@ -94,6 +95,29 @@ def test_both_real_engines_give_the_same_labels_and_probabilities(
     for one, other, same in zip(ours, theirs, alike, strict=True):
         if same:
             assert_alike(labels_of(one), labels_of(other), tolerance)
+
+
+def test_vllm_serves_the_bundled_adapter_beside_its_base(transformers: Engine) -> None:
+    """What the embedded engine has merged into the base, a server adds at run time."""
+    if vllm_server.python() is None:
+        pytest.skip("vLLM is not installed: `make .venv-vllm/ready`, or set CONCORD_VLLM_VENV")
+    texts = [record["text"] for record in GOLD[:4]]
+    base = prepare(Settings(adapter=UNTRAINED))
+
+    async def through(settings: Settings) -> list[Annotated | Failure]:
+        engine = open_engine(settings)
+        try:
+            return await label(texts, engine)
+        finally:
+            await engine.close()
+
+    with vllm_server.running(base, adapters={"annotator": ADAPTER}) as url:
+        server = Settings(engine="vllm", vllm_urls=(url,), model=str(base))
+        beside = asyncio.run(through(server.model_copy(update={"adapter": "annotator"})))
+        bare = asyncio.run(through(server))
+    merged = asyncio.run(label(texts, transformers))
+    choices = [[{k: c.label for k, c in labels_of(x).choices.items()} for x in run] for run in (merged, beside, bare)]
+    assert choices[0] == choices[1] != choices[2]
 
 
 @pytest.mark.parametrize("name", ["line.v1", "guided.v1"])

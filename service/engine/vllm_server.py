@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -39,10 +40,14 @@ def python() -> Path | None:
 
 
 @contextlib.contextmanager
-def running(model: Path | str, port: int = 0, console: Console | None = None) -> Iterator[str]:
+def running(
+    model: Path | str, port: int = 0, console: Console | None = None, adapters: Mapping[str, Path] | None = None
+) -> Iterator[str]:
     """Start a server for the model, wait until it answers, yield its URL, and stop all of it.
 
-    port: 0 takes a free one. Raises EngineError when vLLM is not installed or the server does not come up.
+    port: 0 takes a free one. adapters: folders of adapters that it serves beside the model, by the names that requests
+    use; on a CPU they are many times slower than one that is merged. Raises EngineError when vLLM is not installed or
+    the server does not come up.
     """
     interpreter = python()
     if interpreter is None:
@@ -51,7 +56,7 @@ def running(model: Path | str, port: int = 0, console: Console | None = None) ->
     log = Path(tempfile.gettempdir()) / f"concord-vllm-{port}.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [*_dies_with_us(), *command(interpreter, model, port)],
+            [*_dies_with_us(), *command(interpreter, model, port, adapters or {})],
             env=os.environ | environment(model),
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -65,7 +70,7 @@ def running(model: Path | str, port: int = 0, console: Console | None = None) ->
         _stop(server)
 
 
-def command(interpreter: Path, model: Path | str, port: int) -> list[str]:
+def command(interpreter: Path, model: Path | str, port: int, adapters: Mapping[str, Path]) -> list[str]:
     flags = {
         "--model": str(model),
         "--served-model-name": NAME,
@@ -82,7 +87,17 @@ def command(interpreter: Path, model: Path | str, port: int) -> list[str]:
     switches = ["--enable-prefix-caching", "--enforce-eager", "--no-enable-log-requests"]
     # The console command `vllm` of the CPU package fails: it looks up a distribution of another name.
     module = "vllm.entrypoints.openai.api_server"
-    return [str(interpreter), "-m", module, *(word for flag in flags.items() for word in flag), *switches]
+    started = [str(interpreter), "-m", module, *(word for flag in flags.items() for word in flag), *switches]
+    if adapters:
+        started += ["--enable-lora", "--max-lora-rank", str(_rank(adapters.values())), "--lora-modules"]
+        started += [f"{name}={folder}" for name, folder in adapters.items()]
+    return started
+
+
+def _rank(adapters: Iterable[Path]) -> int:
+    """The largest rank among adapters, as vLLM takes it: a power of two of at least 8."""
+    largest = max(int(json.loads((folder / "adapter_config.json").read_text())["r"]) for folder in adapters)
+    return max(8, 1 << (largest - 1).bit_length())
 
 
 def environment(model: Path | str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import json
 import os
 import signal
@@ -42,7 +43,7 @@ out = Console()
 err = Console(stderr=True)
 
 SchemaOption = Annotated[str, typer.Option("--schema", help="a schema file, or the name of one in the schema folder")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", help="a prompt such as line.v1; default: CONCORD_PROMPT")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="a prompt such as line.v2; default: CONCORD_PROMPT")]
 SecondOption = Annotated[
     str | None, typer.Option("--second-prompt", help="a prompt that reads each text as well; a difference means review")
 ]
@@ -243,6 +244,9 @@ def tune(
     prompt_name: PromptOption = None,
 ) -> None:
     """Train an adapter on gold, so that a model answers a prompt better. CONCORD_MODEL names the base."""
+    for package in ("torch", "peft", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise ServiceError(f"training needs the package {package}: pip install 'concord[tune]'")
     let_threads_sleep()
     from service import tune as training
 
@@ -264,7 +268,11 @@ def tune(
             if now.measured:
                 err.print(now.line())
 
-        trainer.run(report)
+        try:
+            trainer.run(report)
+        except KeyboardInterrupt:
+            err.print(f"stopped at step {trainer.progress.step}; the same command goes on from there")
+            raise typer.Exit(130) from None
     err.print(f"wrote {target}; use it with CONCORD_ADAPTER={target}")
 
 

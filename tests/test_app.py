@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -38,9 +39,7 @@ def test_a_shipped_schema_that_was_edited_stops_the_start_and_says_what_to_do(tm
 
 def test_a_published_prompt_that_was_edited_stops_the_start(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts"
-    prompts.mkdir()
-    for name in ("line.v1.jinja", "SHA256SUMS", "guided.v1.jinja"):
-        (prompts / name).write_bytes((PROJECT / "prompts" / name).read_bytes())
+    shutil.copytree(PROJECT / "prompts", prompts)
     (prompts / "line.v1.jinja").write_text((prompts / "line.v1.jinja").read_text() + " ")
     with pytest.raises(Invalid, match="changed after it was published"):
         make_app(tmp_path, prompts=prompts)

@@ -37,7 +37,7 @@ HOSTILE = {
 }
 
 
-async def label(texts: Sequence[str], engine: Engine, name: str = "line.v1") -> list[Annotated | Failure]:
+async def label(texts: Sequence[str], engine: Engine, name: str = "line.v2") -> list[Annotated | Failure]:
     plan = Plan(SUPPORT, prompt.load(PROJECT / "prompts", name), engine.identity)
     found: dict[int, Annotated | Failure] = {}
     async for index, answer in annotate(texts, plan, engine):

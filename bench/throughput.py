@@ -65,7 +65,7 @@ def main() -> None:
             f"{statistics.median(one.raw for one in rounds):.1f}",
             f"{statistics.median(one.service for one in rounds):.1f}",
             f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})",
-            *(f"{tokens[wire]:.1f}" for wire in ("line.v2", "guided.v1")),
+            *(f"{tokens[wire]:.1f}" for wire in ("line.v1", "guided.v1")),
         )
     console.print(table)
 
@@ -99,7 +99,7 @@ def _requests(
 
 async def _raw(settings: Settings, what: schema.Schema, texts: Sequence[str]) -> float:
     engine = open_engine(settings)
-    requests = _requests(settings, what, texts, "line.v2", engine)
+    requests = _requests(settings, what, texts, "line.v1", engine)
     if settings.engine == "vllm":
         seconds = await _straight(settings, requests, engine.in_flight)
     else:
@@ -146,7 +146,7 @@ async def _tokens(settings: Settings, what: schema.Schema, texts: Sequence[str])
     """Mean output tokens a text, by prompt, on the first texts."""
     engine = open_engine(settings)
     found = {}
-    for name in ("line.v2", "guided.v1"):
+    for name in ("line.v1", "guided.v1"):
         total = 0
         requests = _requests(settings, what, texts[:60], name, engine)
         async for _, answer in engine.complete(requests):

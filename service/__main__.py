@@ -43,7 +43,7 @@ out = Console()
 err = Console(stderr=True)
 
 SchemaOption = Annotated[str, typer.Option("--schema", help="a schema file, or the name of one in the schema folder")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", help="a prompt such as line.v2; default: CONCORD_PROMPT")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="a prompt such as line.v1; default: CONCORD_PROMPT")]
 SecondOption = Annotated[
     str | None, typer.Option("--second-prompt", help="a prompt that reads each text as well; a difference means review")
 ]

@@ -76,7 +76,7 @@ class BatchCreate(BaseModel):
     schema_name: str = Field(alias="schema", min_length=1, max_length=40, description="name of the schema")
     schema_version: int | None = Field(None, ge=1, le=1_000_000, description="its version; the newest where absent")
     prompt: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
-        None, description="name of the prompt, like line.v2; the service's own where absent"
+        None, description="name of the prompt, like line.v1; the service's own where absent"
     )
     second_prompt: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         None, description="reads every text a second time; where it says otherwise the item goes to review"

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
 
     schemas: Path = Field(PROJECT / "schemas", description="folder of schema files")
     prompts: Path = Field(PROJECT / "prompts", description="folder of prompt files")
-    prompt: str = Field("line.v2", description="prompt used when a request names none")
+    prompt: str = Field("line.v1", description="prompt used when a request names none")
 
     workers: int = Field(
         1, ge=0, le=64, description="annotation workers inside the service; 0: run `concord worker` elsewhere"

@@ -23,7 +23,7 @@ import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from service.engine import Message
-from service.engine.embedded import WEIGHTS, model_folder
+from service.engine.embedded import HUB_NAME, WEIGHTS, model_folder
 from service.engine.tokenizer import Tokenizer
 from service.errors import Invalid
 from service.mixture import Pack, Training, held_out, plan, questions
@@ -209,7 +209,8 @@ def open_trainer(
     prompt = load(settings.prompts, training.prompt)
     model = AutoModelForCausalLM.from_pretrained(where, revision=settings.revision or "main", dtype=torch.float32)
     packs, kept = plan(parts, training), held_out(parts, training)
-    return Trainer(model, Tokenizer(where, settings.revision), prompt, training, packs, kept, folder, start)
+    base = HUB_NAME if settings.model == "embedded" else settings.model
+    return Trainer(model, Tokenizer(where, settings.revision), prompt, training, packs, kept, folder, start, base)
 
 
 class Trainer:
@@ -225,13 +226,15 @@ class Trainer:
         kept: Sequence[Pack],
         folder: Path,
         start: Path | None = None,
+        base: str = "",
     ) -> None:
+        """base: the model's public name, for the adapter's description."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.half = _has_bfloat16(self.device)
         torch.manual_seed(training.seed)
         self.model = _with_adapter(model, training, self.half, start).to(self.device)
         self.tokenizer, self.prompt, self.training = tokenizer, prompt, training
-        self.packs, self.kept, self.folder = packs, kept, folder
+        self.packs, self.kept, self.folder, self.base = packs, kept, folder, base
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=training.rate, betas=(0.9, 0.98), weight_decay=DECAY)
         self.progress = Progress(steps=math.ceil(len(packs) / STEP_PACKS))
@@ -386,6 +389,7 @@ class Trainer:
         }
         config = self.model.peft_config["default"]
         config.inference_mode = True
+        config.base_model_name_or_path = self.base
         config.save_pretrained(self.folder)
         save_file(state, self.folder / WEIGHTS, metadata={"format": "pt"})
         log = {k: v for k, v in asdict(self.progress).items() if k != "losses"}

@@ -122,7 +122,7 @@ def test_a_batch_is_accepted_counted_and_read_back_in_order(client: TestClient) 
     assert response.status_code == 202
     batch = response.json()
     assert response.headers["location"] == f"/v1/batches/{batch['id']}"
-    assert batch | {"schema": "mood", "version": 1, "prompt": "line.v2", "total": 3} == batch
+    assert batch | {"schema": "mood", "version": 1, "prompt": "line.v1", "total": 3} == batch
     done = finished(client, batch["id"])
     assert sum(done["counts"].values()) == done["total"] == done["done"] == 3
     assert done["seconds_left"] == 0

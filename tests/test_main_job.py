@@ -153,7 +153,7 @@ def test_a_second_prompt_sends_what_it_reads_otherwise_to_review(start: Start) -
     client, _ = start()
     body = {"schema": "support", "second_prompt": "guided.v1", "texts": [{"text": r["text"]} for r in GOLD[:6]]}
     batch = client.post("/v1/batches", json=body).raise_for_status().json()
-    assert (batch["prompt"], batch["second_prompt"]) == ("line.v2", "guided.v1")
+    assert (batch["prompt"], batch["second_prompt"]) == ("line.v1", "guided.v1")
     finish(client, batch["id"])
     rows = results(client, batch["id"])
     differing = [row for row in rows if any(reason["code"] == "disagreement" for reason in row["reasons"])]

@@ -80,7 +80,7 @@ class AnnotateCreate(BaseModel):
     )
     schema_version: int | None = Field(None, ge=1, le=1_000_000, description="its version; the newest where absent")
     prompt: Annotated[Word, Field(min_length=1, max_length=100)] | None = Field(
-        None, description="name of the prompt, like line.v2; the service's own where absent"
+        None, description="name of the prompt, like line.v1; the service's own where absent"
     )
     second_prompt: Annotated[Word, Field(min_length=1, max_length=100)] | None = Field(
         None, description="reads every text a second time; where it says otherwise the item goes to review"

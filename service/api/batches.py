@@ -45,7 +45,7 @@ ACCEPTED: dict[str, Any] = {
     "id": ID,
     "schema": "support",
     "version": 1,
-    "prompt": "line.v2",
+    "prompt": "line.v1",
     "second_prompt": None,
     "gold": None,
     "total": 2,

@@ -45,6 +45,7 @@ class GoldSet(_Declared):
     schema_name: str | None = Field(None, alias="schema")  # default: the schema that fits all of its files
     by: str | None = None  # field of `meta` that tells parts with label sets of their own apart
     other: str | None = None  # the label that means none of these
+    strangers: tuple[str, ...] = ()  # other sets, whose texts get that label here
     without: tuple[str, ...] = ()  # labels whose texts are left out
     display: dict[str, str] = Field(default_factory=dict)  # what the model reads, by label
 
@@ -67,7 +68,7 @@ class Gold:
 class Part:
     """A set, or what of it shares one label set.
 
-    other: by choice task, the label that means none of these. refused: why records cannot be used, one entry each.
+    other: by choice task, the label that means none of these. strangers: sets whose texts are of that label here. refused: why records cannot be used, one entry each.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Part:
     splits: Mapping[Split, tuple[Gold, ...]]
     other: Mapping[str, str]
     examples: int
+    strangers: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
 
 
@@ -187,7 +189,7 @@ def _part(name: str, of: str, declared: GoldSet, group: Mapping[Split, list[Mapp
             except Invalid as error:  # such as spans that overlap, which the schema cannot hold
                 refused.append(f"{name}, {split}, record {record.get('id', number)}: {error.message}")
         splits[split] = tuple(found)
-    return Part(name, of, what, splits, _other(what), examples, tuple(refused))
+    return Part(name, of, what, splits, _other(what), examples, declared.strangers, tuple(refused))
 
 
 def _displayed(what: Schema, declared: GoldSet) -> Schema:

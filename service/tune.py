@@ -189,7 +189,8 @@ def declared(
     """What to train on: the sets that one YAML file declares, or gold files as they are, each read `passes` times."""
     if len(sources) == 1 and Path(sources[0]).suffix in (".yaml", ".yml"):
         training = parse_declaration(Path(sources[0]), Training)
-        wanted = [name for name, one in training.sets.items() if one.examples]
+        read = {name: one for name, one in training.sets.items() if one.examples}
+        wanted = [*read, *{name for one in read.values() for name in one.strangers} - {*read}]
         return training, read_sets(training, data, ["train", "dev"], wanted)
     parts = [read_file(source, schema_name, settings, "train") for source in sources]
     return Training(sets={}), [replace(part, examples=math.ceil(passes * len(part.splits["train"]))) for part in parts]

@@ -1,28 +1,34 @@
-"""How far two readings of the same texts agree: choices, and mentions.
+"""How far two readings of the same texts agree: choices, and mentions; and how far people agree among themselves.
 
 Sequences in, finite numbers out. A measure that the data cannot give is None, and `notes` says why under its name.
+Intervals are of 95 %. They come from a bootstrap over texts (Efron 1979), since labels of one text are not independent;
+where no text has more than one to count, they are Wilson's, which keep their rate where few are.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.metrics import cohen_kappa_score
 
 from eval.scores import Estimate, Numbers, bracket, proportion, ratio, resampled
 
 Mention = tuple[int, int, str]
+Interval = tuple[float, float]  # low, high
+Parts = Callable[[Numbers], tuple[Numbers, Numbers]]  # weights, as in `resampled`, to agreement: observed, by chance
 
 
 @dataclass(frozen=True, slots=True)
 class LabelAgreement:
     """One label. gold: times it stands in gold, said: times it was said, agreed: times both.
 
-    precision = agreed / said, recall = agreed / gold, f1 = 2 agreed / (gold + said); None where divided by 0.
+    precision = agreed / said, recall = agreed / gold, f1 = 2 agreed / (gold + said); None where divided by 0, and so is
+    the interval of each.
     """
 
     label: str
@@ -32,6 +38,18 @@ class LabelAgreement:
     precision: float | None
     recall: float | None
     f1: float | None
+    precision_interval: Interval | None
+    recall_interval: Interval | None
+    f1_interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How many texts have this label in gold and that one said; right where they are the same."""
+
+    gold: str
+    said: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +59,10 @@ class ChoiceAgreement:
     exact: share of texts with the same label, in [0, 1], with Wilson's interval.
     kappa: agreement beyond chance, in [-1, 1]; 0 is what chance gives. Symmetric in the two readings.
     macro_f1: mean F1 over the labels that occur in either, in [0, 1], with a bootstrap interval over texts.
-    labels: in alphabetical order, those that occur in either.
+    micro_f1: F1 over all labels together. With one label a text it is the same number as `exact`.
+    alpha: Krippendorff's, in [-1, 1]: as kappa, but chance is what one common distribution of labels gives.
+    labels: in alphabetical order, those that occur in either. confusion: every pair of labels that occurs, in order.
+    Without texts n is 0, every measure is None, and the notes stand under exact, kappa and macro_f1 for all of them.
     """
 
     n: int
@@ -49,7 +70,11 @@ class ChoiceAgreement:
     exact: Estimate | None
     kappa: float | None
     macro_f1: Estimate | None
+    kappa_interval: Interval | None = None
+    micro_f1: Estimate | None = None
+    alpha: Estimate | None = None
     labels: tuple[LabelAgreement, ...] = ()
+    confusion: tuple[Confusion, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -62,7 +87,10 @@ class SpanAgreement:
     since the mentions of one text are not independent.
     gold = agreed + wrong_label + wrong_boundary + missed; said = agreed + wrong_label + wrong_boundary + spurious.
     wrong_label: the same place under another label. wrong_boundary: the same label at an overlapping place.
-    Another label at another place, overlapping or not, is one missed and one spurious.
+    Another label at another place, overlapping or not, is one missed and one spurious; wrong_both says how many of
+    those pairs overlap.
+    boundary_f1, type_f1, partial_f1: 2 right / (gold + said), where right is, of the same pairs, agreed + wrong_label;
+    agreed + wrong_boundary; agreed + wrong_label + (wrong_boundary + wrong_both) / 2. None is below the strict f1.
     """
 
     n: int
@@ -73,11 +101,69 @@ class SpanAgreement:
     spurious: int
     wrong_label: int
     wrong_boundary: int
+    wrong_both: int
     exact: Estimate | None
     precision: Estimate | None
     recall: Estimate | None
     f1: Estimate | None
+    boundary_f1: Estimate | None
+    partial_f1: Estimate | None
+    type_f1: Estimate | None
     labels: tuple[LabelAgreement, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RaterPair:
+    """Two people on the n texts that both read. score: Cohen's kappa of choices, strict F1 of mentions."""
+
+    first: str
+    second: str
+    n: int
+    score: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceCeiling:
+    """What people reach against one another on n texts that two or more of them read, and the model against them.
+
+    A case is one person's label of one text, held against the label that most of the others gave it; `tied` cases,
+    where the others have no such label, are left out. people: share of cases in which the person says what most others
+    say; model: share in which the model does; both in [0, 1], on the same cases. difference: model less people, in
+    [-1, 1]; people are the ceiling as far as it is not above 0. people_kappa, model_kappa: the same beyond chance.
+    alpha: Krippendorff's, of the people alone. pairs: Cohen's kappa of every two people with a text in common, by name.
+    """
+
+    n: int
+    cases: int
+    tied: int
+    people: Estimate | None
+    model: Estimate | None
+    difference: Estimate | None
+    people_kappa: Estimate | None
+    model_kappa: Estimate | None
+    alpha: Estimate | None
+    pairs: tuple[RaterPair, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanCeiling:
+    """What people reach against one another on n texts that two or more of them read, and the model against them.
+
+    A case is one person's mentions of one text, held against those that more than half of the others marked, with the
+    same start, end and label. people: strict F1 over all cases; model: of the model's mentions in the people's place;
+    both in [0, 1]. difference: model less people, in [-1, 1]. f1: strict F1 over all pairs of people and all texts;
+    pairs: of each two, by name.
+    """
+
+    n: int
+    cases: int
+    people: Estimate | None
+    model: Estimate | None
+    difference: Estimate | None
+    f1: Estimate | None
+    pairs: tuple[RaterPair, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,25 +172,33 @@ def choice_agreement(gold: Sequence[str], said: Sequence[str]) -> ChoiceAgreemen
 
     gold, said: shape (n,), the label of each text in the same order; the order of the texts plays no part.
     No texts: everything is None, with a note. One label only on both sides: exact match is stated, with its interval;
-    kappa and macro F1 are None, since a reading that cannot err proves nothing. One label only on one side: kappa is 0
+    kappa, alpha and F1 are None, since a reading that cannot err proves nothing. One label only on one side: kappa is 0
     whatever stands on the other, and a note says so. A label that is in gold and never said counts with F1 0.
     Raises ValueError for unequal lengths.
-    Sources: Cohen (1960) through sklearn.metrics.cohen_kappa_score; macro F1 as in sklearn.metrics.f1_score.
+    Sources: Cohen (1960), equals sklearn.metrics.cohen_kappa_score; macro F1 as in sklearn.metrics.f1_score;
+    alpha: see krippendorff_alpha.
     """
     pairs = sorted(Counter(zip(gold, said, strict=True)).items())
     agreed = sum(count for (g, s), count in pairs if g == s)
     if not pairs:
         return ChoiceAgreement(0, 0, None, None, None, notes=dict.fromkeys(("exact", "kappa", "macro_f1"), "no texts"))
-    labels = _by_label(
-        _tally((g, count) for (g, _), count in pairs),
-        _tally((s, count) for (_, s), count in pairs),
-        _tally((g, count) for (g, s), count in pairs if g == s),
+    exact = proportion(agreed, len(gold))
+    labels = _by_label(_label_kinds(pairs))
+    several = len(labels) > 1
+    kappa = beyond_chance(cohen([[pair] for pair, _ in pairs]), [count for _, count in pairs])
+    return ChoiceAgreement(
+        n=len(gold),
+        agreed=agreed,
+        exact=exact,
+        kappa=_value(kappa),
+        kappa_interval=_interval(kappa),
+        macro_f1=_macro_f1(pairs) if several else None,
+        micro_f1=exact if several else None,
+        alpha=krippendorff_alpha(list(zip(gold, said, strict=True))),
+        labels=labels,
+        confusion=tuple(Confusion(g, s, count) for (g, s), count in pairs),
+        notes=_one_label(gold, said),
     )
-    kappa, macro, notes = None, None, _one_label(gold, said)
-    if len(labels) > 1:
-        kappa = max(-1.0, min(1.0, float(cohen_kappa_score(gold, said))))
-        macro = _macro_f1([label.label for label in labels], pairs)
-    return ChoiceAgreement(len(gold), agreed, proportion(agreed, len(gold)), kappa, macro, labels, notes)
 
 
 def span_agreement(gold: Sequence[Collection[Mention]], said: Sequence[Collection[Mention]]) -> SpanAgreement:
@@ -113,62 +207,244 @@ def span_agreement(gold: Sequence[Collection[Mention]], said: Sequence[Collectio
     gold, said: shape (n,), for each text its mentions (start, end, label), end exclusive; a mention that stands twice
     in one text counts once, and the order of texts and of mentions plays no part.
     No mention on either side: all measures are None, with a note. None said: precision is None and F1 is 0;
-    none in gold: recall is None and F1 is 0. Where several pairings of one overlapping mention are possible, the larger
-    overlap is taken first, then the earlier in the text. Raises ValueError for unequal lengths.
+    none in gold: recall is None and F1 is 0. Mentions are paired once, for all measures alike: those that agree, then
+    the same place, then the same label at an overlapping place, then what else overlaps. Where several pairings of one
+    overlapping mention are possible, the larger overlap is taken first, then the earlier in the text.
+    Raises ValueError for unequal lengths.
     Sources: strict matching of CoNLL-2003 (Tjong Kim Sang and De Meulder); the error classes follow MUC-5
-    (Chinchor and Sundheim 1993).
+    (Chinchor and Sundheim 1993, with half a point for a partial match); the four F1 are "strict", "exact", "partial"
+    and "type" of SemEval-2013 task 9.1 (Segura-Bedmar, Martinez and Herrero-Zazo 2013).
     """
     texts = [(set(g), set(s)) for g, s in zip(gold, said, strict=True)]
-    here = Counter(label for g, _ in texts for _, _, label in g)
-    there = Counter(label for _, s in texts for _, _, label in s)
-    both = Counter(label for g, s in texts for _, _, label in g & s)
-    missed = spurious = relabelled = moved = 0
+    kinds = Counter(_aligned(g, s) for g, s in texts)
+    every = _Aligned(*(sum(count * kind[i] for kind, count in kinds.items()) for i in range(len(_Aligned._fields))))
+    paired = every.agreed + every.wrong_label + every.wrong_boundary
+    scores, notes = _span_scores(kinds)
+    by_label: dict[str, Counter[tuple[int, int, int]]] = defaultdict(Counter)
     for g, s in texts:
-        if g != s:
-            only_gold, only_said = g - s, s - g
-            relabelled += _pair_same_place(only_gold, only_said)
-            moved += _pair_same_label(only_gold, only_said)
-            missed += len(only_gold)
-            spurious += len(only_said)
-    precision, recall, f1, notes = _span_scores(texts)
-    exact = proportion(sum(g == s for g, s in texts), len(texts)) if here or there else None
+        here, there, both = (Counter(label for _, _, label in mentions) for mentions in (g, s, g & s))
+        for label in here.keys() | there.keys():
+            by_label[label][both[label], here[label], there[label]] += 1
+    same = sum(count for kind, count in kinds.items() if kind.agreed == kind.gold == kind.said)
     return SpanAgreement(
         n=len(texts),
-        gold=here.total(),
-        said=there.total(),
-        agreed=both.total(),
-        missed=missed,
-        spurious=spurious,
-        wrong_label=relabelled,
-        wrong_boundary=moved,
-        exact=exact,
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        labels=_by_label(here, there, both),
+        gold=every.gold,
+        said=every.said,
+        agreed=every.agreed,
+        missed=every.gold - paired,
+        spurious=every.said - paired,
+        wrong_label=every.wrong_label,
+        wrong_boundary=every.wrong_boundary,
+        wrong_both=every.wrong_both,
+        exact=proportion(same, len(texts)) if every.gold or every.said else None,
+        **scores,
+        labels=_by_label(by_label),
         notes=notes,
     )
 
 
-def _tally(counted: Iterable[tuple[str, int]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for label, count in counted:
-        total[label] += count
-    return total
+def krippendorff_alpha(ratings: Sequence[Sequence[str | None]]) -> Estimate | None:
+    """Krippendorff's alpha for nominal labels, in [-1, 1]: 1 is full agreement, 0 what chance gives.
+
+    ratings: shape (n, any), the labels that each text was given, by however many; None is a missing one. Who gave which
+    plays no part. A text with fewer than two labels says nothing of agreement and is left out.
+    None where no text has two, or where all labels are one: nothing shows that another would have been told apart.
+    The interval is a bootstrap over texts, which Zapf et al. (2016) find to keep its rate. Equals krippendorff.alpha;
+    that has no interval, and takes texts times labels squared numbers (2 GB for 10,000 texts with 150 labels).
+    Source: Krippendorff (2011), Computing Krippendorff's Alpha-Reliability, part C.
+    """
+    rows = (tuple(sorted(label for label in row if label is not None)) for row in ratings)
+    kinds = sorted(Counter(row for row in rows if len(row) > 1).items())
+    table = _table([row for row, _ in kinds], {label for row, _ in kinds for label in row})
+    size = np.array([len(row) for row, _ in kinds], dtype=np.float64)
+    alike = np.array([sum(n * (n - 1) for n in Counter(row).values()) / (len(row) - 1) for row, _ in kinds])
+
+    def parts(weights: Numbers) -> tuple[Numbers, Numbers]:
+        found = weights @ table
+        total = weights @ size
+        return ratio(weights @ alike, total), ratio((found * (found - 1)).sum(axis=1), total * (total - 1))
+
+    return beyond_chance(parts, [count for _, count in kinds])
 
 
-def _by_label(gold: Counter[str], said: Counter[str], agreed: Counter[str]) -> tuple[LabelAgreement, ...]:
-    return tuple(
-        LabelAgreement(
-            label=label,
-            gold=gold[label],
-            said=said[label],
-            agreed=agreed[label],
-            precision=agreed[label] / said[label] if said[label] else None,
-            recall=agreed[label] / gold[label] if gold[label] else None,
-            f1=2 * agreed[label] / (gold[label] + said[label]),
-        )
-        for label in sorted(gold.keys() | said.keys())
+def choice_ceiling(people: Sequence[Mapping[str, str]], said: Sequence[str]) -> ChoiceCeiling:
+    """How far people agree with one another about one label a text, and the model with the same people.
+
+    people: shape (n,), for each text who read it, with the label given; not everybody reads everything. said: shape
+    (n,), the model's labels. Texts that fewer than two people read are left out. Whatever stays undefined is None with
+    a note. Intervals: bootstrap over texts, since one text has several cases. Raises ValueError for unequal lengths.
+    Source: each person is left out in turn, and model and person held against the rest, as in the alternative annotator
+    test (Calderon, Reichart and Dror 2025).
+    """
+    texts = [(list(read.values()), label) for read, label in zip(people, said, strict=True) if len(read) > 1]
+    held = Counter((tuple(sorted(_against_most(labels))), label) for labels, label in texts)
+    kinds = sorted((kind, count) for kind, count in held.items() if kind[0])
+    counts = [count for _, count in kinds]
+    persons = [list(cases) for (cases, _), _ in kinds]
+    models = [[(most, label) for most, _ in cases] for (cases, label), _ in kinds]
+    size, right, hit = (_column(map(len, persons)), _column(map(_same, persons)), _column(map(_same, models)))
+    cases = sum(count * len(kind[0]) for kind, count in kinds)
+    by_people, by_model = _shares(counts, (right, size), (hit, size))
+    measures = {
+        "people": by_people,
+        "model": by_model,
+        "difference": _gap(counts, (hit, size), (right, size)),
+        "people_kappa": beyond_chance(cohen(persons), counts),
+        "model_kappa": beyond_chance(cohen(models), counts),
+        "alpha": krippendorff_alpha([labels for labels, _ in texts]),
+    }
+    why = "in every case the others are tied" if texts else "no text was read by two people"
+    return ChoiceCeiling(
+        n=len(texts),
+        cases=cases,
+        tied=sum(len(labels) for labels, _ in texts) - cases,
+        **measures,
+        pairs=tuple(_choice_pairs(people)),
+        notes=_undefined(measures, "there is one label only" if cases else why),
+    )
+
+
+def span_ceiling(
+    people: Sequence[Mapping[str, Collection[Mention]]], said: Sequence[Collection[Mention]]
+) -> SpanCeiling:
+    """How far people agree with one another about the mentions of each text, and the model with the same people.
+
+    people: shape (n,), for each text who read it, with the mentions marked, maybe none. said: shape (n,), the model's
+    mentions. Otherwise as choice_ceiling. F1 between two people is symmetric, and is what kappa tends to where, as in
+    running text, the places without a mention cannot be counted: Hripcsak and Rothschild (2005).
+    Raises ValueError for unequal lengths.
+    """
+    texts = [
+        ([set(marked) for marked in read.values()], set(mentions))
+        for read, mentions in zip(people, said, strict=True)
+        if len(read) > 1
+    ]
+    kinds = Counter(_span_cases(marked, mentions) for marked, mentions in texts)
+    counts, (person, persons, model, models, pair, pairs) = _columns(kinds.items(), 6)
+    by_people, by_model, f1 = _shares(counts, (person, persons), (model, models), (pair, pairs))
+    gap = _gap(counts, (model, models), (person, persons))
+    measures = {"people": by_people, "model": by_model, "difference": gap, "f1": f1}
+    return SpanCeiling(
+        n=len(texts),
+        cases=sum(len(marked) for marked, _ in texts),
+        **measures,
+        pairs=tuple(_span_pairs(people)),
+        notes=_undefined(measures, "no mention on either side" if texts else "no text was read by two people"),
+    )
+
+
+def cohen(kinds: Sequence[Sequence[tuple[str, str]]]) -> Parts:
+    """Cohen's kappa in parts, for `corrected` and `beyond_chance`.
+
+    kinds: for each kind of text its pairs of labels (gold, said): one in plain readings, several where a text is held
+    against several people. Source: Cohen (1960).
+    """
+    used = {label for pairs in kinds for pair in pairs for label in pair}
+    gold, said = (_table([[pair[side] for pair in pairs] for pairs in kinds], used) for side in (0, 1))
+    same, size = _column(map(_same, kinds)), _column(map(len, kinds))
+
+    def parts(weights: Numbers) -> tuple[Numbers, Numbers]:
+        total = weights @ size
+        return ratio(weights @ same, total), ratio(((weights @ gold) * (weights @ said)).sum(axis=1), total**2)
+
+    return parts
+
+
+def corrected(parts: Parts) -> Callable[[Numbers], Numbers]:
+    """Agreement beyond chance, (observed - chance) / (1 - chance), for `resampled`; NaN where chance alone gives 1."""
+
+    def statistic(weights: Numbers) -> Numbers:
+        observed, chance = parts(weights)
+        return ratio(observed - chance, 1 - chance)
+
+    return statistic
+
+
+def beyond_chance(parts: Parts, counts: Sequence[int]) -> Estimate | None:
+    """Agreement beyond chance in [-1, 1] with its bootstrap interval; None where chance alone gives 1, or for nothing.
+
+    counts: shape (k,), how many texts are of each kind that `parts` weighs. Where all resamples are alike, Wilson's
+    interval of the observed agreement over the texts is taken, and brought to this scale with chance as it stands.
+    """
+    observed, chance = (float(part[0]) for part in parts(np.array([counts], dtype=np.float64)))
+    if not chance < 1:
+        return None
+    value = max(-1.0, min(1.0, (observed - chance) / (1 - chance)))
+    resamples = resampled(counts, corrected(parts))
+    if not _alike(resamples):
+        return bracket(value, resamples, sum(counts))
+    share = bracket(observed, resamples, sum(counts))
+    low, high = ((bound - chance) / (1 - chance) for bound in (share.low, share.high))
+    return Estimate(value, max(-1.0, min(low, value)), max(high, value))
+
+
+def bracket_difference(value: float, resamples: Numbers, trials: int, most: float = 1.0) -> Estimate:
+    """A difference in [-most, most] with the percentile interval of its resamples.
+
+    trials: texts it rests on. Where all resamples are alike, the bootstrap knows nothing of the kinds of text that were
+    not seen: as large a share as Wilson's interval allows for 0 of the texts may differ by the most, either way.
+    """
+    if not _alike(resamples):
+        return bracket(value, resamples, trials)
+    unseen = proportion(0, trials)
+    reach = most * unseen.high if unseen else most
+    return Estimate(value, max(-most, value - reach), min(most, value + reach))
+
+
+class _Aligned(NamedTuple):
+    """What became of the mentions of one text, or of all."""
+
+    gold: int
+    said: int
+    agreed: int
+    wrong_label: int
+    wrong_boundary: int
+    wrong_both: int
+
+
+def _aligned(gold: set[Mention], said: set[Mention]) -> _Aligned:
+    only_gold, only_said = gold - said, said - gold
+    return _Aligned(
+        gold=len(gold),
+        said=len(said),
+        agreed=len(gold & said),
+        wrong_label=_pair_same_place(only_gold, only_said),
+        wrong_boundary=_pair_overlapping(only_gold, only_said, lambda g, s: g[2] == s[2]),
+        wrong_both=_pair_overlapping(only_gold, only_said, lambda g, s: True),
+    )
+
+
+def _label_kinds(pairs: Iterable[tuple[tuple[str, str], int]]) -> dict[str, Counter[tuple[int, int, int]]]:
+    """For each label, how many texts have it (agreed, in gold, said)."""
+    kinds: dict[str, Counter[tuple[int, int, int]]] = defaultdict(Counter)
+    for (gold, said), count in pairs:
+        if gold == said:
+            kinds[gold][1, 1, 1] += count
+        else:
+            kinds[gold][0, 1, 0] += count
+            kinds[said][0, 0, 1] += count
+    return kinds
+
+
+def _by_label(kinds: Mapping[str, Counter[tuple[int, int, int]]]) -> tuple[LabelAgreement, ...]:
+    """kinds: for each label, how many texts have it how often (agreed, in gold, said)."""
+    return tuple(_label_agreement(label, kinds[label]) for label in sorted(kinds))
+
+
+def _label_agreement(label: str, kinds: Counter[tuple[int, int, int]]) -> LabelAgreement:
+    counts, (agreed, gold, said) = _columns(kinds.items(), 3)
+    precision, recall, f1 = _shares(counts, (agreed, said), (agreed, gold), (2 * agreed, gold + said))
+    return LabelAgreement(
+        label=label,
+        gold=round(gold @ counts),
+        said=round(said @ counts),
+        agreed=round(agreed @ counts),
+        precision=_value(precision),
+        recall=_value(recall),
+        f1=_value(f1),
+        precision_interval=_interval(precision),
+        recall_interval=_interval(recall),
+        f1_interval=_interval(f1),
     )
 
 
@@ -177,21 +453,16 @@ def _one_label(gold: Sequence[str], said: Sequence[str]) -> dict[str, str]:
     here, there = set(gold), set(said)
     if len(here | there) == 1:
         alone = f"{gold[0]!r} is the only label on both sides: nothing shows that another would have been told apart"
-        return {"kappa": alone, "macro_f1": alone}
+        return dict.fromkeys(("kappa", "macro_f1", "micro_f1", "alpha"), alone)
     sides = [name for name, labels in (("gold has", here), ("what was said has", there)) if len(labels) == 1]
     return {"kappa": f"{sides[0]} one label only, so that kappa is 0 whatever the other side has"} if sides else {}
 
 
-def _macro_f1(labels: list[str], pairs: list[tuple[tuple[str, str], int]]) -> Estimate:
+def _macro_f1(pairs: Sequence[tuple[tuple[str, str], int]]) -> Estimate:
     """Over the kinds of (gold, said) pair: F1 of a label needs only how often each kind was drawn."""
-    at = {label: i for i, label in enumerate(labels)}
-    kinds = np.arange(len(pairs))
-    gold = np.array([at[g] for (g, _), _ in pairs])
-    said = np.array([at[s] for (_, s), _ in pairs])
-    shape = (len(pairs), len(labels))
-    either = csr_array((np.ones(2 * len(pairs)), (np.tile(kinds, 2), np.concatenate([gold, said]))), shape=shape)
-    same = kinds[gold == said]
-    both = csr_array((np.full(len(same), 2.0), (same, gold[same])), shape=shape)
+    used = {label for pair, _ in pairs for label in pair}
+    either = _table([pair for pair, _ in pairs], used)
+    both = _table([pair if pair[0] == pair[1] else () for pair, _ in pairs], used)
 
     def macro(weights: Numbers) -> Numbers:
         return np.asarray(np.nanmean(ratio(weights @ both, weights @ either), axis=1))
@@ -201,28 +472,144 @@ def _macro_f1(labels: list[str], pairs: list[tuple[tuple[str, str], int]]) -> Es
     return bracket(value, resampled(counts, macro), sum(counts))
 
 
-def _span_scores(
-    texts: Sequence[tuple[set[Mention], set[Mention]]],
-) -> tuple[Estimate | None, Estimate | None, Estimate | None, dict[str, str]]:
-    """Precision, recall and F1 over the kinds of text: how many agreed, are in gold, were said."""
-    kinds = sorted(Counter((len(g & s), len(g), len(s)) for g, s in texts if g or s).items())
-    counts = [count for _, count in kinds]
-    agreed, gold, said = np.array([kind for kind, _ in kinds], dtype=np.float64).reshape(-1, 3).T
+def _span_scores(every: Counter[_Aligned]) -> tuple[dict[str, Estimate | None], dict[str, str]]:
+    """Precision, recall and the four F1 over the kinds of text, and why some are None."""
+    kinds = Counter({kind: count for kind, count in every.items() if kind.gold or kind.said})
+    counts, (gold, said, agreed, relabelled, moved, beside) = _columns(kinds.items(), 6)
+    partly = agreed + relabelled + (moved + beside) / 2
+    shares = {
+        "precision": (agreed, said),
+        "recall": (agreed, gold),
+        "f1": (2 * agreed, gold + said),
+        "boundary_f1": (2 * (agreed + relabelled), gold + said),
+        "partial_f1": (2 * partly, gold + said),
+        "type_f1": (2 * (agreed + moved), gold + said),
+    }
+    scores = dict(zip(shares, _shares(counts, *shares.values()), strict=True))
+    if not kinds:
+        return scores, dict.fromkeys(("exact", *scores), "no mention on either side" if every else "no texts")
+    why = {"precision": "no mention was said", "recall": "no mention in gold"}
+    return scores, {name: note for name, note in why.items() if scores[name] is None}
 
-    def estimate(numerator: Numbers, denominator: Numbers) -> Estimate | None:
-        weights = np.array([counts], dtype=np.float64)
-        if not (weights @ denominator).sum():
-            return None
-        value = float(ratio(weights @ numerator, weights @ denominator)[0])
-        resamples = resampled(counts, lambda drawn: ratio(drawn @ numerator, drawn @ denominator))
-        return bracket(value, resamples, sum(c for c, d in zip(counts, denominator, strict=True) if d))
 
-    precision, recall, f1 = estimate(agreed, said), estimate(agreed, gold), estimate(2 * agreed, gold + said)
-    if f1 is None:
-        why = "no mention on either side" if texts else "no texts"
-        return None, None, None, dict.fromkeys(("exact", "precision", "recall", "f1"), why)
-    notes = {"precision": "no mention was said"} if precision is None else {}
-    return precision, recall, f1, notes | ({"recall": "no mention in gold"} if recall is None else {})
+def _against_most(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What most of the others said and what each said; not those whose others have no such label."""
+    votes = Counter(labels)
+    for label in labels:
+        (most, count), *rest = (votes - Counter([label])).most_common(2)
+        if not rest or rest[0][1] < count:
+            yield most, label
+
+
+def _span_cases(people: Sequence[set[Mention]], said: set[Mention]) -> tuple[int, ...]:
+    """Twice what agrees and how many mentions there are: person and most others, model and the same, two people."""
+    votes = Counter(mention for marked in people for mention in marked)
+    person = persons = model = models = 0
+    for marked in people:
+        most = {mention for mention, n in votes.items() if 2 * (n - (mention in marked)) > len(people) - 1}
+        person, persons = person + 2 * len(most & marked), persons + len(most) + len(marked)
+        model, models = model + 2 * len(most & said), models + len(most) + len(said)
+    pair = sum(n * (n - 1) for n in votes.values())
+    return person, persons, model, models, pair, (len(people) - 1) * votes.total()
+
+
+def _choice_pairs(people: Sequence[Mapping[str, str]]) -> Iterator[RaterPair]:
+    shared: dict[tuple[str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
+    for read in people:
+        for first, second in combinations(sorted(read), 2):
+            shared[first, second][read[first], read[second]] += 1
+    for (first, second), pairs in sorted(shared.items()):
+        kinds = sorted(pairs)
+        score = beyond_chance(cohen([[kind] for kind in kinds]), [pairs[kind] for kind in kinds])
+        yield RaterPair(first, second, pairs.total(), score)
+
+
+def _span_pairs(people: Sequence[Mapping[str, Collection[Mention]]]) -> Iterator[RaterPair]:
+    shared: dict[tuple[str, str], Counter[tuple[int, int]]] = defaultdict(Counter)
+    for read in people:
+        for first, second in combinations(sorted(read), 2):
+            here, there = set(read[first]), set(read[second])
+            shared[first, second][2 * len(here & there), len(here) + len(there)] += 1
+    for (first, second), kinds in sorted(shared.items()):
+        counts, (agreed, size) = _columns(kinds.items(), 2)
+        yield RaterPair(first, second, kinds.total(), *_shares(counts, (agreed, size)))
+
+
+def _shares(counts: Sequence[int], *shares: tuple[Numbers, Numbers]) -> list[Estimate | None]:
+    """Of each (part, whole) the sum of part over the sum of whole; None for nothing.
+
+    counts[i] texts have part[i] and whole[i]. The texts are drawn once for all shares.
+    """
+    part, whole = (np.array(side, dtype=np.float64).T for side in zip(*shares, strict=True))
+    weights = np.array([counts], dtype=np.float64)
+    parts, wholes = (weights @ part)[0], (weights @ whole)[0]
+    drawn: list[Numbers] = []
+
+    def keep(weights: Numbers) -> Numbers:
+        drawn.append(ratio(weights @ part, weights @ whole))
+        return np.empty(0)
+
+    if whole.size and whole.max() > 1:
+        resampled(counts, keep)
+    resamples = np.concatenate([np.empty((0, len(shares))), *drawn]).T
+    return [_share(counts, *sums) for sums in zip(parts, wholes, whole.T, resamples, strict=True)]
+
+
+def _share(counts: Sequence[int], part: float, total: float, whole: Numbers, resamples: Numbers) -> Estimate | None:
+    if not total:
+        return None
+    if whole.max() <= 1:  # every text is a trial of its own
+        return proportion(round(part), round(total))
+    trials = sum(count for count, size in zip(counts, whole, strict=True) if size)
+    return bracket(float(part / total), resamples[np.isfinite(resamples)], trials)
+
+
+def _gap(counts: Sequence[int], one: tuple[Numbers, Numbers], other: tuple[Numbers, Numbers]) -> Estimate | None:
+    """One share (part, whole) less another on the same texts; None where either is nothing."""
+
+    def gap(drawn: Numbers) -> Numbers:
+        return ratio(drawn @ one[0], drawn @ one[1]) - ratio(drawn @ other[0], drawn @ other[1])
+
+    value = float(gap(np.array([counts], dtype=np.float64))[0])
+    return bracket_difference(value, resampled(counts, gap), sum(counts)) if np.isfinite(value) else None
+
+
+def _table(rows: Sequence[Iterable[str]], used: Collection[str]) -> csr_array:
+    """How often each row holds each label, shape (rows, labels)."""
+    at = {label: i for i, label in enumerate(sorted(used))}
+    cells = [(row, at[label]) for row, labels in enumerate(rows) for label in labels]
+    places = np.array(cells, dtype=np.int64).reshape(-1, 2).T
+    return csr_array((np.ones(len(cells)), (places[0], places[1])), shape=(len(rows), len(at)))
+
+
+def _columns(kinds: Iterable[tuple[tuple[int, ...], int]], width: int) -> tuple[list[int], Numbers]:
+    """How many there are of each kind, and its numbers by column, shape (width, kinds)."""
+    ordered = sorted(kinds)
+    return [count for _, count in ordered], np.array([k for k, _ in ordered], dtype=np.float64).reshape(-1, width).T
+
+
+def _column(numbers: Iterable[int]) -> Numbers:
+    return np.array(list(numbers), dtype=np.float64)
+
+
+def _same(pairs: Iterable[tuple[str, str]]) -> int:
+    return sum(one == other for one, other in pairs)
+
+
+def _alike(resamples: Numbers) -> bool:
+    return not resamples.size or float(np.ptp(resamples)) <= 1e-12  # as `bracket` has it
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return estimate.value if estimate else None
+
+
+def _interval(estimate: Estimate | None) -> Interval | None:
+    return (estimate.low, estimate.high) if estimate else None
+
+
+def _undefined(measures: Mapping[str, Estimate | None], why: str) -> dict[str, str]:
+    return {name: why for name, measure in measures.items() if measure is None}
 
 
 def _pair_same_place(gold: set[Mention], said: set[Mention]) -> int:
@@ -239,16 +626,19 @@ def _pair_same_place(gold: set[Mention], said: set[Mention]) -> int:
     return pairs
 
 
-def _pair_same_label(gold: set[Mention], said: set[Mention]) -> int:
-    """Take overlapping mentions with the same label out of both, one for one, the larger overlap first; how many."""
+def _pair_overlapping(gold: set[Mention], said: set[Mention], fit: Callable[[Mention, Mention], bool]) -> int:
+    """Take overlapping mentions that fit out of both, one for one, the larger overlap first; how many.
+
+    Equal overlaps are taken by what stands earlier on either side, so that gold and said may change places.
+    """
     overlaps = sorted(
-        (max(g[0], s[0]) - min(g[1], s[1]), g, s)
+        (max(g[0], s[0]) - min(g[1], s[1]), sorted((g, s)), g, s)
         for g in gold
         for s in said
-        if g[2] == s[2] and g[0] < s[1] and s[0] < g[1]
+        if g[0] < s[1] and s[0] < g[1] and fit(g, s)
     )
     pairs = 0
-    for _, g, s in overlaps:
+    for _, _, g, s in overlaps:
         if g in gold and s in said:
             gold.discard(g)
             said.discard(s)

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
-from eval.agreement import Mention, choice_agreement, span_agreement
+from eval.agreement import (
+    Mention,
+    choice_agreement,
+    choice_ceiling,
+    krippendorff_alpha,
+    span_agreement,
+    span_ceiling,
+)
 from eval.scores import Estimate, proportion, ranking, routing
 
 LABELS = st.sampled_from(["negative", "neutral", "positive", "Ärger", "怒り"])
@@ -314,3 +321,135 @@ def test_a_perfect_ranking_of_few_texts_is_not_certain() -> None:
     assert found is not None
     assert found.value == 1.0
     assert found.low < 0.9
+
+
+# --- what may and may not be claimed ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(TEXTS)
+def test_looser_span_scores_are_never_below_strict_ones_and_mirror(
+    texts: list[tuple[list[Mention], list[Mention]]],
+) -> None:
+    gold, said = [g for g, _ in texts], [s for _, s in texts]
+    found, back = span_agreement(gold, said), span_agreement(said, gold)
+    assert found.wrong_both == back.wrong_both <= min(found.missed, found.spurious)
+    for name in ("boundary_f1", "partial_f1", "type_f1"):
+        there = getattr(found, name)
+        assert value(there) == value(getattr(back, name))
+        if found.f1:
+            assert 0 <= found.f1.value <= there.value <= 1
+            assert there.low <= there.value <= there.high
+
+
+def test_one_label_alone_has_no_alpha_and_no_f1() -> None:
+    found = choice_agreement(["a"] * 9, ["a"] * 9)
+    assert (found.alpha, found.micro_f1, found.kappa_interval) == (None, None, None)
+    assert set(found.notes) == {"kappa", "macro_f1", "micro_f1", "alpha"}
+    assert krippendorff_alpha([]) is None
+    assert krippendorff_alpha([["a"], ["b", None], [None]]) is None  # nobody read what another read
+
+
+def test_perfect_agreement_on_few_texts_leaves_kappa_and_alpha_wide_open() -> None:
+    found = choice_agreement(["a", "b", "a"], ["a", "b", "a"])
+    assert found.alpha is not None
+    assert found.kappa_interval is not None
+    assert (found.alpha.value, found.alpha.high, found.kappa_interval[1]) == (1.0, 1.0, 1.0)
+    assert found.alpha.low < 0.2
+    assert found.kappa_interval[0] < 0.2
+
+
+def test_each_label_has_its_intervals() -> None:
+    a, b = choice_agreement(GOLD, SAID).labels
+    seen = proportion(10, 13)
+    assert seen is not None
+    assert a.precision_interval == (seen.low, seen.high)
+    for label in (a, b):
+        for number, interval in (
+            (label.precision, label.precision_interval),
+            (label.recall, label.recall_interval),
+            (label.f1, label.f1_interval),
+        ):
+            assert number is not None
+            assert interval is not None
+            assert 0 <= interval[0] < number < interval[1] <= 1
+    unsaid = choice_agreement(["a", "b"], ["b", "b"]).labels[0]
+    assert (unsaid.precision, unsaid.precision_interval) == (None, None)
+
+
+# --- several people a text --------------------------------------------------------------------------------------------
+
+
+def test_people_are_held_against_most_of_the_others_and_so_is_the_model() -> None:
+    people = [
+        {"ann": "x", "bob": "x", "eve": "y"},  # ann's and bob's others are tied; eve is wrong, the model right
+        {"ann": "y", "bob": "y", "eve": "y"},  # three cases, all right; the model is wrong in each
+        {"ann": "x", "bob": "y"},  # two cases, both wrong; the model is right in one
+        {"ann": "x"},  # nobody to compare with
+    ]
+    found = choice_ceiling(people, ["x", "x", "y", "x"])
+    assert (found.n, found.cases, found.tied) == (3, 6, 2)
+    assert (value(found.people), value(found.model)) == (3 / 6, 2 / 6)
+    assert value(found.difference) == pytest.approx(-1 / 6)
+    assert [(pair.first, pair.second, pair.n) for pair in found.pairs] == [
+        ("ann", "bob", 3), ("ann", "eve", 2), ("bob", "eve", 2)
+    ]  # fmt: skip
+    assert value(found.pairs[0].score) == pytest.approx(cohen_kappa_score(["x", "y", "x"], ["x", "y", "y"]))
+    assert value(found.alpha) == value(krippendorff_alpha([["x", "x", "y"], ["y"] * 3, ["x", "y"]]))
+    most, by = ["x", "y", "y", "y", "x", "y"], ["y", "y", "y", "y", "y", "x"]
+    assert value(found.people_kappa) == pytest.approx(cohen_kappa_score(most, by))
+    assert value(found.model_kappa) == pytest.approx(cohen_kappa_score(most, ["x", "x", "x", "x", "y", "y"]))
+    assert found.notes == {}
+
+
+def test_mentions_that_most_others_marked_are_what_person_and_model_are_held_against() -> None:
+    a, b, c = (0, 3, "x"), (5, 9, "x"), (5, 9, "y")
+    people = [{"ann": [a, b], "bob": [a], "eve": [a, c]}, {"ann": [b], "bob": []}, {"eve": [a]}]
+    found = span_ceiling(people, [[a], [b], []])
+    # First text: all three have only `a` against them. Second: ann has nothing against her, bob has `b`.
+    assert (found.n, found.cases) == (2, 5)
+    assert value(found.people) == pytest.approx(2 * 3 / (3 + 5 + 0 + 1 + 1 + 0))
+    assert value(found.model) == pytest.approx(2 * (3 + 1) / (3 + 3 + 0 + 1 + 1 + 1))
+    assert value(found.f1) == pytest.approx(2 * 3 / (3 + 4 + 3 + 1))
+    assert [value(pair.score) for pair in found.pairs] == pytest.approx([2 / 4, 2 / 4, 2 / 3])
+    assert found.difference is not None
+    assert found.difference.low <= found.difference.value <= found.difference.high
+
+
+def test_two_people_are_each_others_ceiling() -> None:
+    here, there = [[(0, 1, "x")], [(2, 4, "y")], []], [[(0, 1, "x")], [(2, 5, "y")], [(0, 2, "x")]]
+    found = span_ceiling([{"ann": a, "bob": b} for a, b in zip(here, there, strict=True)], here)
+    assert value(found.people) == value(found.f1) == value(span_agreement(here, there).f1)
+
+
+def test_what_people_cannot_show_is_none_with_the_reason() -> None:
+    alone = choice_ceiling([{"ann": "x"}, {}], ["x", "y"])
+    assert set(alone.notes.values()) == {"no text was read by two people"}
+    assert set(alone.notes) == {"people", "model", "difference", "people_kappa", "model_kappa", "alpha"}
+    tied = choice_ceiling([{"ann": "x", "bob": "y", "eve": "z"}], ["x"])
+    assert (tied.cases, tied.tied, tied.people) == (0, 3, None)
+    assert tied.notes["people"] == "in every case the others are tied"
+    assert tied.alpha is not None
+    one = choice_ceiling([{"ann": "x", "bob": "x"}] * 3, ["x"] * 3)
+    assert one.people is not None
+    assert one.people.low < 0.6
+    assert one.notes == dict.fromkeys(("people_kappa", "model_kappa", "alpha"), "there is one label only")
+    silent = span_ceiling([{"ann": [], "bob": []}], [[]])
+    assert silent.notes == dict.fromkeys(("people", "model", "difference", "f1"), "no mention on either side")
+    with pytest.raises(ValueError):
+        choice_ceiling([{}], [])
+
+
+def test_a_model_that_reads_as_people_do_reaches_the_ceiling_and_no_more() -> None:
+    draw, inside = random.Random(9), 0
+
+    def read(truth: str) -> str:
+        return truth if draw.random() < 0.75 else draw.choice("abc")
+
+    for _ in range(25):
+        truths = [draw.choice("abc") for _ in range(80)]
+        people = [{name: read(truth) for name in ("ann", "bob", "eve", "joe")} for truth in truths]
+        found = choice_ceiling(people, [read(truth) for truth in truths]).difference
+        assert found is not None
+        inside += found.low <= 0 <= found.high
+    assert inside >= 22

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from service.__main__ import print_agreement
+from service.commands.evaluate import print_agreement
 from service.engine.embedded import prepare
 from service.settings import PROJECT, Settings
 

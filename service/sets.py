@@ -68,7 +68,8 @@ class Gold:
 class Part:
     """A set, or what of it shares one label set.
 
-    other: by choice task, the label that means none of these. strangers: sets whose texts are of that label here. refused: why records cannot be used, one entry each.
+    other: by choice task, the label that means none of these. strangers: sets whose texts are of that label here.
+    refused: why records cannot be used, one entry each.
     """
 
     name: str

@@ -1,0 +1,1 @@
+"""The commands of `concord`, one module for those that belong together; `__main__` lists them."""

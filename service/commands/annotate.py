@@ -1,0 +1,128 @@
+"""`annotate`: the texts of a file, labelled and decided on without a service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service import prompt, schema
+from service.annotate import Annotated as Answer
+from service.annotate import Failure, Plan, annotate
+from service.commands.console import (
+    EngineOption,
+    LimitOption,
+    PromptOption,
+    SchemaOption,
+    SecondOption,
+    err,
+    opened,
+    progress_bar,
+    settings_of,
+)
+from service.errors import Invalid
+from service.files import read_records
+from service.labels import to_row
+from service.route import Decision, Evidence, Policy, decide, lot, refuse
+from service.settings import Settings
+
+CHUNK = 512  # texts handed to the engine at once: enough to keep any engine full
+
+
+def annotate_file(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="JSONL, CSV or Parquet file, or a data set of the hub")
+    ],
+    schema_name: SchemaOption = "support",
+    prompt_name: PromptOption = None,
+    second_name: SecondOption = None,
+    engine_name: EngineOption = None,
+    target: Annotated[Path | None, typer.Option("--out", help="JSONL file to write; default: standard output")] = None,
+    text_field: Annotated[str, typer.Option("--text", help="field that holds the text")] = "text",
+    id_field: Annotated[str, typer.Option("--id", help="field that names it; its line where absent")] = "id",
+    limit: LimitOption = None,
+) -> None:
+    """Label the texts of a file; one JSON object a line, in the order in which they finish."""
+    settings = settings_of(engine=engine_name, prompt=prompt_name)
+    records = islice(read_records(source), limit)
+    texts = _texts(records, text_field, id_field, settings)
+    what = schema.find(schema_name, settings.schemas)
+    asyncio.run(_annotate_file(texts, what, second_name, settings, target))
+
+
+async def _annotate_file(
+    texts: Iterator[tuple[str, str]], what: schema.Schema, second: str | None, settings: Settings, target: Path | None
+) -> None:
+    outcomes = {"accepted": 0, "audit": 0, "review": 0}
+    async with opened(settings) as engine:
+        first, *other = (prompt.load(settings.prompts, name) for name in (settings.prompt, second) if name)
+        plan = Plan(what, first, engine.identity, *other)
+        with _writing(target) as write, progress_bar() as progress:
+            bar = progress.add_task("labelling", total=None)
+            position = 0
+            while chunk := list(islice(texts, CHUNK)):
+                async for index, answer in annotate([text for _, text in chunk], plan, engine):
+                    name, text = chunk[index]
+                    decision = _decide(answer, settings, position + index)
+                    outcomes[decision.outcome] += 1
+                    write(_row(name, text, answer, decision, plan.sha256))
+                    progress.advance(bar)
+                position += len(chunk)
+            progress.update(bar, total=position)
+    err.print(
+        f"{position} texts: {outcomes['accepted']} accepted, {outcomes['audit']} accepted and drawn for an audit, "
+        f"{outcomes['review']} for review"
+    )
+
+
+def _texts(
+    records: Iterator[dict[str, Any]], text_field: str, id_field: str, settings: Settings
+) -> Iterator[tuple[str, str]]:
+    """(id, text) of each record. Raises Invalid, naming the record and what was expected."""
+    for number, record in enumerate(records, start=1):
+        text = record.get(text_field)
+        if not isinstance(text, str):
+            fields = ", ".join(map(str, record)) or "nothing"
+            raise Invalid(f"record {number}: expected a text in the field {text_field!r}, found {fields}; see --text")
+        if len(text) > settings.max_text:
+            raise Invalid(f"record {number}: {len(text):,} code points; CONCORD_MAX_TEXT is {settings.max_text:,}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Invalid(f"record {number}: a lone surrogate at {error.start}, which is no character") from None
+        name = record.get(id_field)
+        yield str(number - 1 if name is None else name), text
+
+
+def _decide(answer: Answer | Failure, settings: Settings, position: int) -> Decision:
+    if isinstance(answer, Failure):
+        return refuse(answer.code, answer.detail)
+    evidence = Evidence(draw=lot(settings.seed, "", position), truncated=answer.truncated, second=answer.second)
+    return decide(answer.labels, Policy(), evidence)
+
+
+def _row(name: str, text: str, answer: Answer | Failure, decision: Decision, recipe: str) -> dict[str, Any]:
+    labels = to_row(answer.labels, text) if isinstance(answer, Answer) else {}
+    return {"id": name, "text": text, **labels, **decision.row(), "recipe": recipe}
+
+
+@contextmanager
+def _writing(target: Path | None) -> Iterator[Any]:
+    file = target.open("w", encoding="utf-8") if target else sys.stdout
+
+    def write(row: dict[str, Any]) -> None:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    try:
+        yield write
+    finally:
+        file.flush()
+        if target:
+            file.close()

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from service.commands import annotate, evaluate, schemas, serve, tune
+from service.commands import annotate, calibrate, compare, evaluate, schemas, serve, tune
 from service.commands.console import err
 from service.errors import ServiceError
 
@@ -15,6 +15,9 @@ app.command()(serve.serve)
 app.command()(serve.worker)
 app.command("annotate")(annotate.annotate_file)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
+app.command()(calibrate.calibrate)
+app.command("standards")(calibrate.show_standards)
 app.command()(tune.tune)
 app.command()(serve.doctor)
 schema_app = typer.Typer(no_args_is_help=True, help="Schemas: what may be said of a text.")

@@ -143,7 +143,7 @@ def submit(
         schema_id=version.id or 0,
         prompt=prompt,
         second_prompt=new.second_prompt,
-        policy=new.policy.model_dump(mode="json"),
+        policy=new.policy.settled().model_dump(mode="json"),
         gold=new.gold,
         total=len(new.texts),
     )
@@ -242,8 +242,9 @@ def results(session: Session, batch_id: str, after: int = -1, limit: int = 1000)
     """Rows by position, those after position `after`, at most `limit`; positions are 0, 1, 2, … without a gap.
 
     A row: "id", "text", "state", "meta"; once it is done also one key a task as in `labels.to_row`, "decision",
-    "reasons" and "recipe"; once a person settled it the person's labels, with "reviewer", and the model's under
-    "proposed" (None where it had none).
+    "reasons" and "recipe", and where calibration says something "probability", that all labels agree with people, and
+    "standard", the version that decided; once a person settled it the person's labels, with "reviewer", and the
+    model's under "proposed" (None where it had none).
     Raises NotFound.
     """
     find(session, batch_id)
@@ -272,6 +273,8 @@ def results(session: Session, batch_id: str, after: int = -1, limit: int = 1000)
             row |= to_row(proposed, item.text)
         if decision is not None and item.state not in (*OPEN, State.cancelled):
             row |= {"decision": decision.outcome, "reasons": decision.reasons, "recipe": decision.recipe}
+            held = {"standard": decision.standard, "probability": decision.probability}
+            row |= {name: value for name, value in held.items() if value is not None}
         rows.append(row)
     return rows
 

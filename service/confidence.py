@@ -7,16 +7,23 @@ boundaries and label; an item that of stopping where the model stopped, i.e. tha
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from service.engine import Completion
-from service.labels import Alternative, Choice
+from service.labels import Alternative, Choice, Labels
 from service.parse import Parsed, ParsedChoice, ParsedMention
+from service.route import Calibrators, Standard
 from service.schema import ChoiceTask, Schema
 from service.wire import Wire
+
+if TYPE_CHECKING:
+    from eval.calibration import Calibrator
 
 ALTERNATIVES = 5  # runners-up kept with a choice
 
@@ -130,3 +137,36 @@ def combine(task: ChoiceTask, distributions: Sequence[Mapping[str, float]], weig
         confidence=min(1.0, best[1]),
         alternatives=tuple(Alternative(label=n, confidence=min(1.0, p)) for n, p in others[:ALTERNATIVES] if p > 0),
     )
+
+
+def calibrated(labels: Labels, standard: Standard) -> Labels:
+    """The labels with the probabilities that the standard's calibrators make of their confidences."""
+    maps = {task: _maps(found) for task, found in standard.calibrators.items()}
+    choices = {
+        task: choice.model_copy(update={"probability": _mapped(maps[task][0], choice.confidence)})
+        for task, choice in labels.choices.items()
+        if task in maps
+    }
+    mentions = {}
+    for task, found in labels.mentions.items():
+        if task in maps:
+            each, whole = maps[task]
+            spans = [s.model_copy(update={"probability": _mapped(each, s.confidence)}) for s in found.spans]
+            update = {"spans": tuple(spans), "probability": _mapped(whole, found.confidence)}
+            mentions[task] = found.model_copy(update=update)
+    return Labels(choices={**labels.choices, **choices}, mentions={**labels.mentions, **mentions})
+
+
+@lru_cache(maxsize=64)
+def _calibrator(data: str) -> Calibrator:
+    from eval.calibration import Calibrator  # scikit-learn takes a second to import
+
+    return Calibrator.of(json.loads(data))
+
+
+def _maps(found: Calibrators) -> tuple[Calibrator, Calibrator | None]:
+    return _calibrator(json.dumps(found.each)), _calibrator(json.dumps(found.whole)) if found.whole else None
+
+
+def _mapped(calibrator: Calibrator | None, confidence: float | None) -> float | None:
+    return None if calibrator is None or confidence is None else calibrator.probability(confidence)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.annotate import Annotated, Plan, annotate
+from sqlalchemy import Engine as Database
+
+from service import readings, standards
+from service.annotate import Annotated, Failure, Plan
 from service.engine import Engine
 from service.labels import Labels
 from service.measure import compare
 from service.schema import Schema
 from service.sets import Gold
-
-CHUNK = 512
 
 # Instructions that no training of this project contains; {} is a label.
 ORDERS = (
@@ -30,38 +30,50 @@ ORDERS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found on a gold set.
+    """What a recipe made of the n texts of a gold set.
 
-    tasks: agreement by task as `measure.compare` gives it, and "ranking": how well confidence tells right from wrong
-    (eval.scores.ranking). seconds: of labelling alone. tokens: output tokens of all texts.
+    answers: shape (n,). tasks: agreement by task as `measure.compare` gives it, and "ranking": how well confidence
+    tells right from wrong (eval.scores.ranking). cached: texts whose answer was known; seconds, tokens: of the others.
     """
 
-    texts: int
-    failed: int
+    plan: Plan
+    gold: Sequence[Gold]
+    answers: Sequence[Annotated | Failure]
+    tasks: dict[str, Any]
+    cached: int
     seconds: float
     tokens: int
-    tasks: dict[str, Any]
+
+    @property
+    def pairs(self) -> list[tuple[Gold, Labels]]:
+        """The texts that have labels, with these."""
+        both = zip(self.gold, self.answers, strict=True)
+        return [(gold, answer.labels) for gold, answer in both if isinstance(answer, Annotated)]
 
     def figures(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            "recipe": self.plan.body,
+            "recipe_sha256": self.plan.sha256,
+            "texts": len(self.gold),
+            "failed": len(self.gold) - len(self.pairs),
+            "cached": self.cached,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "tasks": self.tasks,
+        }
 
 
-async def evaluate(gold: Sequence[Gold], plan: Plan, engine: Engine, advance: Callable[[], None]) -> Evaluation:
-    """Label the texts and compare; `advance` is called after each text."""
-    said: list[Labels | None] = [None] * len(gold)
-    tokens = 0
-    started = time.perf_counter()
-    async for index, answer in _annotated([one.text for one in gold], plan, engine):
-        if isinstance(answer, Annotated):
-            said[index] = answer.labels
-            tokens += answer.tokens
-        advance()
-    seconds = time.perf_counter() - started
-    pairs = [(one.labels, labels) for one, labels in zip(gold, said, strict=True) if labels is not None]
+async def evaluate(
+    gold: Sequence[Gold], plan: Plan, engine: Engine, database: Database | None, advance: Callable[[], None]
+) -> Evaluation:
+    """Label the texts and compare; `advance` is called once a text. database: keeps the answers (`readings.read`)."""
+    found = await readings.read([one.text for one in gold], plan, engine, database, advance)
+    both = zip(gold, found.answers, strict=True)
+    pairs = [(one.labels, answer.labels) for one, answer in both if isinstance(answer, Annotated)]
     tasks = compare(plan.schema, pairs)
     for name, figures in tasks.items():
         figures["ranking"] = _ranking(name, pairs)
-    return Evaluation(len(gold), said.count(None), seconds, tokens, tasks)
+    return Evaluation(plan, gold, found.answers, tasks, found.cached, found.seconds, found.tokens)
 
 
 async def obedience(
@@ -95,39 +107,19 @@ def sample(gold: Sequence[Gold], limit: int | None) -> list[Gold]:
     return sorted(gold, key=lambda one: hashlib.sha256(f"sample:{one.text}".encode()).digest())[:limit]
 
 
-async def _annotated(texts: Sequence[str], plan: Plan, engine: Engine) -> AsyncIterator[tuple[int, Any]]:
-    for start in range(0, len(texts), CHUNK):
-        async for index, answer in annotate(texts[start : start + CHUNK], plan, engine):
-            yield start + index, answer
-
-
 async def _chosen(
     texts: Sequence[str], task: str, plan: Plan, engine: Engine, advance: Callable[[], None]
 ) -> list[str | None]:
-    labels: list[str | None] = [None] * len(texts)
-    async for index, answer in _annotated(texts, plan, engine):
-        if isinstance(answer, Annotated):
-            labels[index] = answer.labels.choices[task].label
-        advance()
-    return labels
+    found = await readings.read(texts, plan, engine, None, advance)
+    return [answer.labels.choices[task].label if isinstance(answer, Annotated) else None for answer in found.answers]
 
 
 def _ranking(task: str, pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, float] | None:
     """Confidence against rightness, of each choice, or of each mention that was said."""
     from eval.scores import ranking
 
-    confidence: list[float] = []
-    right: list[bool] = []
-    for gold, said in pairs:
-        if task in gold.choices and task in said.choices:
-            confidence.append(said.choices[task].confidence or 0.0)
-            right.append(said.choices[task].label == gold.choices[task].label)
-        elif task in gold.mentions and task in said.mentions:
-            places = {(span.start, span.end, span.label) for span in gold.mentions[task].spans}
-            for span in said.mentions[task].spans:
-                confidence.append(span.confidence or 0.0)
-                right.append((span.start, span.end, span.label) in places)
-    found = ranking(confidence, right)
+    said = [one for gold, labels in pairs for one in standards.each_said(task, gold, labels)]
+    found = ranking([confidence for _, confidence, _ in said], [right for _, _, right in said])
     return asdict(found) if found else None
 
 
@@ -141,8 +133,9 @@ def row(name: str, schema: Schema, found: Evaluation) -> list[str]:
         value = figures["exact"] if figures["kind"] == "choice" else figures["f1"]
         (choices if figures["kind"] == "choice" else spans).append(f"{task} {shown(value)} ({counts[task]})")
         ranks.append(f"{task} {shown(figures['ranking'], interval=False)}")
-    speed = f"{found.texts / max(found.seconds, 1e-9):.1f}"
-    return [name, str(found.texts), "; ".join(choices), "; ".join(spans), "; ".join(ranks), speed]
+    asked = len(found.gold) - found.cached
+    speed = f"{asked / found.seconds:.1f}" if asked and found.seconds else "cached"
+    return [name, str(len(found.gold)), "; ".join(choices), "; ".join(spans), "; ".join(ranks), speed]
 
 
 HEADINGS = ["set", "texts", "choices: accuracy (labels)", "spans: strict F1 (types)", "AUROC of confidence", "texts/s"]

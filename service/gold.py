@@ -16,13 +16,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
 from service.errors import Invalid, NotFound
-from service.labels import from_row
+from service.labels import from_row, plain
 from service.measure import agreement
 from service.models import GoldItem, fingerprint, now
 from service.schema import RESERVED, Schema
-from service.stored import Page, plain, storable
+from service.sets import Gold
+from service.stored import Page, storable
 
-__all__ = ["agreement", "items", "sets", "upload"]
+__all__ = ["agreement", "items", "labelled", "sets", "upload"]
 
 CHUNK = 500
 EXPORTED = RESERVED | {"reviewer"}  # fields that an export adds to a record, and that mean nothing here
@@ -83,6 +84,18 @@ def items(session: Session, name: str, after: int = 0, limit: int = 100) -> Page
         raise NotFound(f"no gold set {name!r}")
     rows = [{"id": item.ref, "text": item.text, **item.labels} for item in found]
     return Page(rows, found[-1].id if len(found) == limit else None)
+
+
+def labelled(session: Session, name: str, schema: Schema) -> list[Gold]:
+    """The set as gold of a schema, in the order of its upload; empty where there is none.
+
+    Raises Invalid, naming the record and the field, for labels that do not fit.
+    """
+    query = select(GoldItem).where(col(GoldItem.gold) == name).order_by(col(GoldItem.id))
+    return [
+        Gold(item.text, from_row(item.labels, item.text, schema, f"{item.ref}: "), item.ref)
+        for item in session.exec(query)
+    ]
 
 
 def _row(number: int, record: Mapping[str, Any], schema: Schema) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Offsets are Unicode code points, end exclusive, in the text exactly as received:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Annotated, Any
@@ -23,13 +24,17 @@ class _Frozen(BaseModel):
 
 
 class Span(_Frozen):
-    """One mention. `confidence`: probability of its boundaries and label; None where a person said it."""
+    """One mention. `confidence`: probability of its boundaries and label; None where a person said it.
+
+    probability, here and below: of agreeing with people, what calibration makes of the confidence; None where none was.
+    """
 
     start: int = Field(ge=0)
     end: int = Field(gt=0)
     label: str
     text: str
     confidence: Probability | None = None
+    probability: Probability | None = None
 
 
 class Alternative(_Frozen):
@@ -43,6 +48,7 @@ class Choice(_Frozen):
     label: str
     confidence: Probability | None = None
     alternatives: tuple[Alternative, ...] = ()
+    probability: Probability | None = None
 
     @property
     def margin(self) -> float | None:
@@ -53,10 +59,20 @@ class Choice(_Frozen):
 
 
 class Mentions(_Frozen):
-    """All spans of a text in reading order, never overlapping. `complete`: probability that none was missed."""
+    """All spans of a text in reading order, never overlapping. `complete`: probability that none was missed.
+
+    probability: that they agree with people one and all.
+    """
 
     spans: tuple[Span, ...] = ()
     complete: Probability | None = None
+    probability: Probability | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """Of all of it: the product of the mentions' and of that none was missed; None where one is not stated."""
+        stated = [self.complete, *(span.confidence for span in self.spans)]
+        return math.prod(x for x in stated if x is not None) if None not in stated else None
 
 
 class Labels(_Frozen):
@@ -90,6 +106,17 @@ def to_row(labels: Labels, text: str) -> dict[str, Any]:
         ]
     stated = [mentions.complete for mentions in labels.mentions.values() if mentions.complete is not None]
     return row | ({"complete": min(stated)} if stated else {})
+
+
+def plain(labels: Labels) -> dict[str, Any]:
+    """The labels alone, as in a gold file: a choice is its label, a mention its start, end, label and text.
+
+    `from_row` reads it back to the same labels, without the confidences.
+    """
+    row: dict[str, Any] = {task: choice.label for task, choice in labels.choices.items()}
+    for task, mentions in labels.mentions.items():
+        row[task] = [span.model_dump(include={"start", "end", "label", "text"}) for span in mentions.spans]
+    return row
 
 
 def from_row(row: Mapping[str, Any], text: str, schema: Schema, where: str = "") -> Labels:

@@ -15,11 +15,10 @@ from sqlmodel import Session, col, select
 
 from service import stored
 from service.errors import NotFound
-from service.labels import Labels, Mentions
+from service.labels import Labels, Mentions, plain
 from service.models import Batch, GoldItem, Item, ItemDecision, Measurement, Recipe, State
 from service.route import Code, Measured
 from service.schema import Schema
-from service.stored import plain
 
 CHUNK = 500
 COUNTS = ["items", "matched", "by_id", "by_text", "compared", "failed", "waiting", "cancelled"]

@@ -158,6 +158,8 @@ class ItemDecision(SQLModel, table=True):
     outcome: str = Field(max_length=16)
     reasons: list[dict[str, Any]] = Field(sa_column=Column(Document, nullable=False))
     inclusion: float | None = None
+    standard: int | None = Field(default=None, foreign_key="standard.id")  # None: by the thresholds of the policy
+    probability: float | None = None  # that all labels agree with people, where a standard says so
     created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
 
 
@@ -200,4 +202,28 @@ class Measurement(SQLModel, table=True):
     label: str = Field(max_length=100)
     agreed: int
     uses: int
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Reading(SQLModel, table=True):
+    """What a recipe said of a text outside of any batch, kept so that asking again costs nothing."""
+
+    recipe: str = Field(primary_key=True, foreign_key="recipe.sha256", max_length=64)
+    text_sha256: str = Field(primary_key=True, max_length=64)
+    value: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))  # of annotate.Annotated
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class StandardVersion(SQLModel, table=True):
+    """What labels of a recipe are held to from a moment on. The newest of a recipe is in force; none is ever changed.
+
+    body: a `route.Standard`, with what it was made from: gold, errors, promises, calibrators.
+    """
+
+    __tablename__ = "standard"
+
+    id: int | None = Field(default=None, primary_key=True)
+    recipe: str = Field(foreign_key="recipe.sha256", max_length=64, index=True)
+    predecessor: int | None = Field(default=None, foreign_key="standard.id")
+    body: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
     created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))

@@ -309,6 +309,8 @@ def _decision_row(result: Result, clock: datetime) -> dict[str, Any]:
         "outcome": result.decision.outcome.value,
         "reasons": [_clean(reason.model_dump(mode="json", exclude_none=True)) for reason in result.decision.reasons],
         "inclusion": result.decision.inclusion,
+        "standard": result.decision.standard,
+        "probability": result.decision.probability,
         "created_at": clock,
     }
 

@@ -13,11 +13,11 @@ from sqlmodel import Session, col, select
 
 from service import stored
 from service.errors import Conflict, Invalid, NotFound
-from service.labels import Labels, from_row, to_row
+from service.labels import Labels, from_row, plain, to_row
 from service.models import FOR_PEOPLE, Item, ItemDecision, Review, State, now
 from service.route import Code, Decision, Outcome
 from service.schema import Schema
-from service.stored import Page, key, least_confidence, plain, storable
+from service.stored import Page, key, least_confidence, storable
 
 SEEN = (State.review, State.audit, State.resolved)
 MAX_NOTE = 4000

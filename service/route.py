@@ -7,6 +7,7 @@ numbers behind them comes out; the review desk shows those numbers.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.labels import Labels, Probability
+from service.labels import Choice, Labels, Mentions, Probability
+
+TIES = 1e-3  # weight of the raw confidence in a score
 
 
 class Outcome(StrEnum):
@@ -53,6 +56,59 @@ class Policy(BaseModel):
     audit_share: Probability = Field(
         0.02, description="share of accepted items that a person sees all the same, at random"
     )
+    standard: bool | None = Field(
+        None,
+        description="decide by the recipe's standard, where one is in force; null: unless a threshold is given here",
+    )
+
+    @property
+    def by_standard(self) -> bool:
+        return not self.model_fields_set - {"audit_share", "standard"} if self.standard is None else self.standard
+
+    def settled(self) -> Policy:
+        """The same policy, saying outright whether a standard decides, so that it can be stored."""
+        return self.model_copy(update={"standard": self.by_standard})
+
+
+class Line(BaseModel):
+    """What labels must reach to be accepted, and what is promised of those that do.
+
+    task: None for the whole item. threshold: least `score`. error, level: with probability `level` over the draw of the
+    gold items, at most the share `error` of what reaches the threshold disagrees with people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str | None
+    threshold: Probability
+    error: Probability
+    level: Probability
+
+
+class Calibrators(BaseModel):
+    """Of one task, as plain data of eval.calibration.Calibrator.
+
+    each: for a label or a mention; whole: for all mentions of a text together, None for a choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    each: dict[str, Any]
+    whole: dict[str, Any] | None = None
+
+
+class Standard(BaseModel):
+    """What the labels of a recipe are held to. It stands alone: other thresholds would make its promises void.
+
+    version: its number in the table, 0 before it has one. lines: all of them must be reached; none: the thresholds of
+    the policy decide.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = 0
+    lines: tuple[Line, ...] = ()
+    calibrators: dict[str, Calibrators] = Field(default_factory=dict)
 
 
 class Reason(BaseModel):
@@ -69,18 +125,26 @@ class Reason(BaseModel):
 
 
 class Decision(BaseModel):
-    """inclusion: the probability with which an accepted item is drawn for the audit; None for a routed one."""
+    """inclusion: the probability with which an accepted item is drawn for the audit; None for a routed one.
+
+    standard: version of the standard that decided; None where the policy's thresholds did.
+    probability: that all labels of the item agree with people, where calibration says so.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     outcome: Outcome
     reasons: tuple[Reason, ...] = ()
     inclusion: Probability | None = None
+    standard: int | None = None
+    probability: Probability | None = None
 
     def row(self) -> dict[str, Any]:
         """The decision in a result row."""
         reasons = [reason.model_dump(mode="json", exclude_none=True) for reason in self.reasons]
-        return {"decision": self.outcome.value, "reasons": reasons}
+        held = {"standard": self.standard, "probability": self.probability}
+        stated = {name: value for name, value in held.items() if value is not None}
+        return {"decision": self.outcome.value, "reasons": reasons, **stated}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +164,7 @@ class Evidence:
     second: what a second prompt made of the text, where one was asked.
     measured: agreement by (task, label) of this recipe on gold.
     truncated: the completion was cut off, so that something may be missing.
+    standard: what the recipe's labels are held to; the labels carry its probabilities then.
     """
 
     draw: float
@@ -107,6 +172,7 @@ class Evidence:
     second: Labels | None = None
     measured: Mapping[tuple[str, str], Measured] = field(default_factory=dict)
     truncated: bool = False
+    standard: Standard | None = None
 
 
 def lot(seed: int, batch: str, position: int) -> float:
@@ -117,25 +183,66 @@ def lot(seed: int, batch: str, position: int) -> float:
 
 def decide(labels: Labels, policy: Policy, evidence: Evidence) -> Decision:
     """Accepted where nothing speaks against it; otherwise review with every reason, or audit by lot."""
-    reasons = _doubts(labels, policy)
-    reasons += _measured_doubts(labels, policy, evidence.measured)
+    held = evidence.standard if evidence.standard and evidence.standard.lines and policy.by_standard else None
+    if held:
+        reasons = _shortfalls(labels, held)
+    else:
+        reasons = [*_doubts(labels, policy), *_measured_doubts(labels, policy, evidence.measured)]
     if evidence.gold is not None:
         reasons += _differences(labels, evidence.gold, Code.gold_mismatch, "gold")
     if evidence.second is not None:
         reasons += _differences(labels, evidence.second, Code.disagreement, "second reading")
     if evidence.truncated:
         reasons.append(Reason(code=Code.truncated, detail="the answer was cut off at the token limit"))
+    version = held.version if held else None
+    probability = score(labels) if evidence.standard else None
     if reasons:
-        return Decision(outcome=Outcome.review, reasons=tuple(reasons))
-    if evidence.draw < policy.audit_share:
-        audit = Reason(code=Code.audit, value=evidence.draw, threshold=policy.audit_share)
-        return Decision(outcome=Outcome.audit, reasons=(audit,), inclusion=policy.audit_share)
-    return Decision(outcome=Outcome.accepted, inclusion=policy.audit_share)
+        return Decision(outcome=Outcome.review, reasons=tuple(reasons), standard=version, probability=probability)
+    drawn = evidence.draw < policy.audit_share
+    audit = Reason(code=Code.audit, value=evidence.draw, threshold=policy.audit_share)
+    return Decision(
+        outcome=Outcome.audit if drawn else Outcome.accepted,
+        reasons=(audit,) if drawn else (),
+        inclusion=policy.audit_share,
+        standard=version,
+        probability=probability,
+    )
+
+
+def score(labels: Labels, task: str | None = None) -> float | None:
+    """How sure the labels of a task are, or those of all tasks together, in [0, 1]; None where it is not stated.
+
+    A calibrated probability where there is one, else the raw confidence; all mentions of a text count as one; of
+    several tasks the product. What calibration makes equal keeps the order of its confidence (TIES), so that a
+    threshold can part it.
+    """
+    said: dict[str, Choice | Mentions] = {**labels.choices, **labels.mentions}
+    stated = [
+        one.confidence
+        if one.probability is None or one.confidence is None
+        else (1 - TIES) * one.probability + TIES * one.confidence
+        for name, one in said.items()
+        if task is None or name == task
+    ]
+    return math.prod(x for x in stated if x is not None) if stated and None not in stated else None
 
 
 def refuse(code: Code, detail: str) -> Decision:
     """The decision for an item that could not be labelled at all: failure is data, and a person sees it."""
     return Decision(outcome=Outcome.review, reasons=(Reason(code=code, detail=detail),))
+
+
+def _shortfalls(labels: Labels, standard: Standard) -> list[Reason]:
+    reasons = []
+    for line in standard.lines:
+        found = score(labels, line.task)
+        if found is None or found >= line.threshold:  # not stated: of a task that was not asked
+            continue
+        named = line.task or min({**labels.choices, **labels.mentions}, key=lambda task: score(labels, task) or 0.0)
+        choice = labels.choices.get(named)
+        detail = f"{'the label' if line.task else 'the whole item'}, for at most {100 * line.error:.3g} % wrong among accepted"
+        reasons.append(_low(named, choice.label if choice else None, found, line.threshold, detail))
+    return reasons
 
 
 def _doubts(labels: Labels, policy: Policy) -> list[Reason]:

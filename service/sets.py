@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service import schema
 from service.errors import Invalid
 from service.files import read_records
-from service.labels import Labels, from_row
+from service.labels import Labels, from_row, plain
 from service.schema import Schema
 from service.settings import PROJECT, Settings
 
@@ -60,8 +60,17 @@ class Collection(_Declared):
 
 @dataclass(frozen=True)
 class Gold:
+    """A text with the labels that people agreed on. people: what each of them said, where the record tells."""
+
     text: str
     labels: Labels
+    id: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    people: Mapping[str, Labels] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in a gold file, without meta and people."""
+        return {"id": self.id, "text": self.text, **plain(self.labels)}
 
 
 @dataclass(frozen=True)
@@ -147,8 +156,26 @@ def read_file(source: str, schema_name: str | None, settings: Settings, split: S
             raise Invalid(
                 f"{where}expected a text in the field 'text', found {', '.join(map(str, record)) or 'nothing'}"
             )
-        gold.append(Gold(record["text"], from_row(record, record["text"], what, where)))
+        gold.append(_gold(record, what, number, where))
     return Part(name, name, what, {split: tuple(gold)}, _other(what), 0)
+
+
+def _gold(record: Mapping[str, Any], what: Schema, number: int, where: str = "") -> Gold:
+    meta = record.get("meta")
+    return Gold(
+        record["text"],
+        from_row(record, record["text"], what, where),
+        str(record.get("id", number)),
+        meta if isinstance(meta, Mapping) else {},
+        dict(_people(record, what)),
+    )
+
+
+def _people(record: Mapping[str, Any], what: Schema) -> Iterator[tuple[str, Labels]]:
+    """Who said what, from the field "annotations"; without those who were asked for some of the labels only."""
+    for said in record.get("annotations") or ():
+        if isinstance(said, Mapping) and isinstance(said.get("annotator"), str) and "labels" not in said:
+            yield said["annotator"], from_row(said, record["text"], what, f"annotations, {said['annotator']}: ")
 
 
 def _plain(name: str) -> str:
@@ -186,7 +213,7 @@ def _part(name: str, of: str, declared: GoldSet, group: Mapping[Split, list[Mapp
         found = []
         for number, record in enumerate(records, 1):
             try:
-                found.append(Gold(record["text"], from_row(record, record["text"], what)))
+                found.append(_gold(record, what, number))
             except Invalid as error:  # such as spans that overlap, which the schema cannot hold
                 refused.append(f"{name}, {split}, record {record.get('id', number)}: {error.message}")
         splits[split] = tuple(found)

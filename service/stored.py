@@ -43,17 +43,6 @@ def storable(text: str) -> bool:
     return True
 
 
-def plain(labels: Labels) -> dict[str, Any]:
-    """The labels alone, as in a gold file: a choice is its label, a mention its start, end, label and text.
-
-    `labels.from_row` reads it back to the same labels, without the confidences.
-    """
-    row: dict[str, Any] = {task: choice.label for task, choice in labels.choices.items()}
-    for task, mentions in labels.mentions.items():
-        row[task] = [span.model_dump(include={"start", "end", "label", "text"}) for span in mentions.spans]
-    return row
-
-
 def least_confidence(labels: Labels) -> float | None:
     """The least of all confidences in the labels, also that no mention was missed; None where none is stated."""
     stated = [choice.confidence for choice in labels.choices.values()]

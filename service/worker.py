@@ -24,15 +24,16 @@ from pathlib import Path
 from sqlalchemy import Engine as Database
 from sqlmodel import Session, col, select
 
-from service import db, prompt, queue, route
+from service import db, prompt, queue, route, standards
 from service.annotate import Annotated, Failure, Plan, annotate
+from service.confidence import calibrated
 from service.engine import Engine
 from service.errors import EngineError, Invalid, ServiceError, Unavailable
 from service.labels import Labels, from_row
 from service.measure import measured
 from service.models import GoldItem
 from service.queue import ATTEMPTS, Claim, Claimed, Result
-from service.route import Code, Decision, Evidence, Measured, Outcome, Policy, Reason
+from service.route import Code, Decision, Evidence, Measured, Outcome, Policy, Reason, Standard
 from service.schema import Schema
 from service.settings import Settings
 
@@ -121,6 +122,7 @@ class _Brief:
     policy: Policy
     gold: Mapping[int, Labels | str]
     measured: Mapping[tuple[str, str], Measured]
+    standard: Standard | None
 
 
 class _Worker:
@@ -361,7 +363,8 @@ class _Worker:
         with db.read(self.database) as session:
             gold = _gold(session, claim, plan.schema) if claim.batch.gold else {}
             known = measured(session, plan.sha256, claim.batch.gold)
-        return _Brief(plan, Policy.model_validate(claim.batch.policy), gold, known)
+            standard = standards.in_force(session, plan.sha256)
+        return _Brief(plan, Policy.model_validate(claim.batch.policy), gold, known, standard)
 
     def _plan(self, claim: Claim) -> Plan:
         names = (claim.batch.prompt, claim.batch.second_prompt)
@@ -380,19 +383,21 @@ def _result(item: Claimed, outcome: Annotated | Failure, brief: _Brief, seed: in
     if isinstance(outcome, Failure):
         return Result(item.id, _refusal(outcome))
     gold = brief.gold.get(item.id)
+    labels = calibrated(outcome.labels, brief.standard) if brief.standard else outcome.labels
     evidence = Evidence(
         draw=route.lot(seed, item.batch_id, item.position),
         gold=gold if isinstance(gold, Labels) else None,
         second=outcome.second,
         measured=brief.measured,
         truncated=outcome.truncated,
+        standard=brief.standard,
     )
-    decision = route.decide(outcome.labels, brief.policy, evidence)
+    decision = route.decide(labels, brief.policy, evidence)
     if isinstance(gold, str):
         mismatch = Reason(code=Code.gold_mismatch, detail=gold)
         earlier = decision.reasons if decision.outcome is Outcome.review else ()
         decision = Decision(outcome=Outcome.review, reasons=(*earlier, mismatch))
-    return Result(item.id, decision, outcome.labels, brief.plan.sha256)
+    return Result(item.id, decision, labels, brief.plan.sha256)
 
 
 def _refusal(failure: Failure) -> Decision:

@@ -8,17 +8,17 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
 from starlette.concurrency import run_in_threadpool
 
-from service import batches, db, prompt, route
-from service.annotate import Annotated as Answer
+from service import batches, db, prompt, route, standards
 from service.annotate import Failure, Plan
 from service.api.bodies import Route
 from service.api.dependencies import BODY, ClientDep, RunningDep, Word, errors
 from service.batches import TextCreate
+from service.confidence import calibrated
 from service.engine import Engine
 from service.errors import EngineError, TooLarge
 from service.labels import to_row
 from service.measure import measured
-from service.route import Decision, Evidence, Measured, Policy
+from service.route import Decision, Evidence, Measured, Policy, Standard
 from service.running import Running
 from service.settings import Settings
 
@@ -105,7 +105,7 @@ async def annotate(new: AnnotateCreate, service: RunningDep, _caller: ClientDep)
     texts = [TextCreate(text=text) if isinstance(text, str) else text for text in new.texts]
     _check_sizes(texts, service.settings)
     engine = service.engine()
-    plan, known = await run_in_threadpool(_prepare, new, service, engine)
+    plan, known, standard = await run_in_threadpool(_prepare, new, service, engine)
     rows: dict[int, dict[str, Any]] = {}
     failures: list[Failure] = []
     async for index, outcome in service.metrics.annotate([text.text for text in texts], plan, engine):
@@ -115,8 +115,11 @@ async def annotate(new: AnnotateCreate, service: RunningDep, _caller: ClientDep)
             failures.append(outcome)
             rows[index] = row | _decided(route.refuse(outcome.code, outcome.detail), None)
         else:
-            decision = _decide(outcome, new, known)
-            rows[index] = row | to_row(outcome.labels, text.text) | _decided(decision, plan.sha256)
+            labels = calibrated(outcome.labels, standard) if standard else outcome.labels
+            # The highest lot: an audit draws from what is stored, and this is not.
+            evidence = Evidence(1.0, None, outcome.second, known, outcome.truncated, standard)
+            decision = route.decide(labels, new.policy, evidence)
+            rows[index] = row | to_row(labels, text.text) | _decided(decision, plan.sha256)
     if len(failures) == len(texts) and all(failure.retryable for failure in failures):
         raise EngineError(failures[0].detail, retryable=True, hint="the engine went away; send the same request again")
     return AnnotateAnswer(rows=[rows[index] for index in range(len(texts))])
@@ -143,23 +146,16 @@ def _check_sizes(texts: list[TextCreate], settings: Settings) -> None:
         )
 
 
-def _prepare(new: AnnotateCreate, service: Running, engine: Engine) -> tuple[Plan, dict[tuple[str, str], Measured]]:
+def _prepare(
+    new: AnnotateCreate, service: Running, engine: Engine
+) -> tuple[Plan, dict[tuple[str, str], Measured], Standard | None]:
     template = prompt.load(service.settings.prompts, new.prompt or service.settings.prompt)
     second = prompt.load(service.settings.prompts, new.second_prompt) if new.second_prompt else None
     with db.read(service.database) as session:
         plan = Plan(
             batches.find_schema(session, new.schema_name, new.schema_version), template, engine.identity, second
         )
-        return plan, measured(session, plan.sha256)
-
-
-def _decide(answer: Answer, new: AnnotateCreate, measured: dict[tuple[str, str], Measured]) -> Decision:
-    # The highest lot: an audit draws from what is stored, and this is not.
-    return route.decide(
-        answer.labels,
-        new.policy,
-        Evidence(draw=1.0, measured=measured, truncated=answer.truncated, second=answer.second),
-    )
+        return plan, measured(session, plan.sha256), standards.in_force(session, plan.sha256)
 
 
 def _decided(decision: Decision, recipe: str | None) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy import make_url
 
-from service import prompt, schema
+from service import db, prompt, schema, standards
 from service.annotate import Annotated as Answer
 from service.annotate import Failure, Plan, annotate
 from service.commands.console import (
@@ -24,13 +25,15 @@ from service.commands.console import (
     SecondOption,
     err,
     opened,
+    opened_database,
     progress_bar,
     settings_of,
 )
+from service.confidence import calibrated
 from service.errors import Invalid
 from service.files import read_records
-from service.labels import to_row
-from service.route import Decision, Evidence, Policy, decide, lot, refuse
+from service.labels import Labels, to_row
+from service.route import Decision, Evidence, Policy, Standard, decide, lot, refuse
 from service.settings import Settings
 
 CHUNK = 512  # texts handed to the engine at once: enough to keep any engine full
@@ -64,15 +67,16 @@ async def _annotate_file(
     async with opened(settings) as engine:
         first, *other = (prompt.load(settings.prompts, name) for name in (settings.prompt, second) if name)
         plan = Plan(what, first, engine.identity, *other)
+        standard = _standard(settings, plan.sha256)
         with _writing(target) as write, progress_bar() as progress:
             bar = progress.add_task("labelling", total=None)
             position = 0
             while chunk := list(islice(texts, CHUNK)):
                 async for index, answer in annotate([text for _, text in chunk], plan, engine):
                     name, text = chunk[index]
-                    decision = _decide(answer, settings, position + index)
+                    labels, decision = _decided(answer, standard, settings, position + index)
                     outcomes[decision.outcome] += 1
-                    write(_row(name, text, answer, decision, plan.sha256))
+                    write(_row(name, text, labels, decision, plan.sha256))
                     progress.advance(bar)
                 position += len(chunk)
             progress.update(bar, total=position)
@@ -101,16 +105,29 @@ def _texts(
         yield str(number - 1 if name is None else name), text
 
 
-def _decide(answer: Answer | Failure, settings: Settings, position: int) -> Decision:
+def _standard(settings: Settings, recipe: str) -> Standard | None:
+    """What the recipe's labels are held to; a database that is not there yet holds nothing."""
+    file = make_url(settings.database_url).database
+    if settings.database_url.startswith("sqlite") and not (file and Path(file).is_file()):
+        return None
+    with opened_database(settings) as database, db.read(database) as session:
+        return standards.in_force(session, recipe)
+
+
+def _decided(
+    answer: Answer | Failure, standard: Standard | None, settings: Settings, position: int
+) -> tuple[Labels | None, Decision]:
     if isinstance(answer, Failure):
-        return refuse(answer.code, answer.detail)
-    evidence = Evidence(draw=lot(settings.seed, "", position), truncated=answer.truncated, second=answer.second)
-    return decide(answer.labels, Policy(), evidence)
+        return None, refuse(answer.code, answer.detail)
+    labels = calibrated(answer.labels, standard) if standard else answer.labels
+    draw = lot(settings.seed, "", position)
+    evidence = Evidence(draw, second=answer.second, truncated=answer.truncated, standard=standard)
+    return labels, decide(labels, Policy(), evidence)
 
 
-def _row(name: str, text: str, answer: Answer | Failure, decision: Decision, recipe: str) -> dict[str, Any]:
-    labels = to_row(answer.labels, text) if isinstance(answer, Answer) else {}
-    return {"id": name, "text": text, **labels, **decision.row(), "recipe": recipe}
+def _row(name: str, text: str, labels: Labels | None, decision: Decision, recipe: str) -> dict[str, Any]:
+    shown = to_row(labels, text) if labels else {}
+    return {"id": name, "text": text, **shown, **decision.row(), "recipe": recipe}
 
 
 @contextmanager

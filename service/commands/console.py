@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine as Database
 
+from service import db, evaluation, gold, schema, sets
+from service.annotate import Plan
 from service.engine import Engine, open_engine
 from service.settings import Settings
 
@@ -23,6 +28,11 @@ SecondOption = Annotated[
     str | None, typer.Option("--second-prompt", help="a prompt that reads each text as well; a difference means review")
 ]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="transformers or vllm; default: CONCORD_ENGINE")]
+GoldArgument = Annotated[
+    str, typer.Argument(metavar="GOLD", help="file of gold records, or the name of a gold set in the database")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
+ReportOption = Annotated[Path | None, typer.Option("--report", help="also write a report, one HTML file")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="take only the first so many texts")]
 
 
@@ -42,6 +52,17 @@ async def opened(settings: Settings) -> AsyncIterator[Engine]:
         await engine.close()
 
 
+@contextmanager
+def opened_database(settings: Settings) -> Iterator[Database]:
+    """The database of the settings, its tables brought to this version."""
+    database = db.connect(settings.database_url)
+    try:
+        db.migrate(database)
+        yield database
+    finally:
+        database.dispose()
+
+
 def progress_bar() -> Progress:
     columns = (
         SpinnerColumn(),
@@ -51,3 +72,36 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=err)
+
+
+def read_gold(source: str, schema_name: str | None, settings: Settings, database: Database) -> sets.Part:
+    """A gold file, or the gold set of this name in the database, or a data set of the hub."""
+    stored: list[sets.Gold] = []
+    if schema_name and not Path(source).is_file():
+        what = schema.find(schema_name, settings.schemas)
+        with db.read(database) as session:
+            stored = gold.labelled(session, source, what)
+    if stored:
+        return sets.Part(source, source, what, {"test": tuple(stored)}, {}, 0)
+    return sets.read_file(source, schema_name, settings)
+
+
+async def evaluated(
+    chosen: Sequence[sets.Gold], plan: Plan, engine: Engine, database: Database, progress: Progress, title: str
+) -> evaluation.Evaluation:
+    """An evaluation with its progress shown under a title."""
+    bar = progress.add_task(title, total=len(chosen))
+    found = await evaluation.evaluate(chosen, plan, engine, database, lambda: progress.advance(bar))
+    progress.remove_task(bar)
+    return found
+
+
+def write_documents(document: dict[str, Any], json_target: Path | None, report: Path | None) -> None:
+    if json_target:
+        json_target.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        err.print(f"wrote {json_target}")
+    if report:
+        from service.report import html
+
+        report.write_text(html(document), encoding="utf-8")
+        err.print(f"wrote {report}")

@@ -11,10 +11,25 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from sqlalchemy import Engine as Database
 
-from service import evaluation, prompt, sets
+from service import db, evaluation, findings, prompt, sets
 from service.annotate import Plan
-from service.commands.console import EngineOption, PromptOption, err, opened, out, progress_bar, settings_of
+from service.commands.console import (
+    EngineOption,
+    JsonOption,
+    PromptOption,
+    ReportOption,
+    err,
+    evaluated,
+    opened,
+    opened_database,
+    out,
+    progress_bar,
+    read_gold,
+    settings_of,
+    write_documents,
+)
 from service.engine import Engine
 from service.mixture import Training
 from service.settings import Settings
@@ -35,30 +50,40 @@ def evaluate(
     orders: Annotated[
         str | None, typer.Option(help="a choice: also count how often an instruction inside a text changes it")
     ] = None,
-    json_target: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
+    json_target: JsonOption = None,
+    report: ReportOption = None,
     table_target: Annotated[
         Path | None, typer.Option("--markdown", help="also write the table over several sets to this file")
     ] = None,
 ) -> None:
     """Label the texts of a gold set, or of several, and say how far the labels agree with it."""
     settings = settings_of(engine=engine_name, prompt=prompt_name)
-    if Path(gold).suffix in (".yaml", ".yml"):
-        parts = sets.read_sets(sets.parse_declaration(Path(gold), Training), data, ["test"], names or [])
-        asyncio.run(_evaluate_sets(parts, limit, orders, settings, json_target, table_target))
-    else:
-        figures = asyncio.run(_evaluate_file(sets.read_file(gold, schema_name, settings), limit, orders, settings))
-        if json_target:
-            json_target.write_text(json.dumps(figures, indent=1) + "\n")
+    with opened_database(settings) as database:
+        if Path(gold).suffix in (".yaml", ".yml"):
+            parts = sets.read_sets(sets.parse_declaration(Path(gold), Training), data, ["test"], names or [])
+            asyncio.run(_evaluate_sets(parts, limit, orders, settings, database, json_target, table_target))
+            return
+        part = read_gold(gold, schema_name, settings, database)
+        found, more = asyncio.run(_evaluate_file(part, limit, orders, settings, database))
+        if json_target or report:
+            with err.status("measuring"), db.read(database) as session:
+                document = findings.document(found, part.name, part.splits["test"], session) | more
+            write_documents(document, json_target, report)
 
 
-async def _evaluate_file(part: sets.Part, limit: int | None, orders: str | None, settings: Settings) -> dict[str, Any]:
+async def _evaluate_file(
+    part: sets.Part, limit: int | None, orders: str | None, settings: Settings, database: Database
+) -> tuple[evaluation.Evaluation, dict[str, Any]]:
     async with opened(settings) as engine:
         with progress_bar() as progress:
-            found, figures = await _measure(part, limit, orders, engine, settings, progress)
+            found, more = await _measure(part, limit, orders, engine, settings, database, progress)
     print_agreement(out, found.tasks)
-    speed = f"{found.texts / found.seconds:.1f} texts/s, {found.tokens / found.texts:.1f} output tokens a text"
-    out.print(f"{found.texts} texts, {found.failed} failed; {speed}")
-    return figures
+    asked = len(found.gold) - found.cached
+    speed = f"{asked / found.seconds:.1f} texts/s, {found.tokens / asked:.1f} output tokens a text" if asked else ""
+    known = f"{found.cached} known from before" if found.cached else ""
+    failed = f"{len(found.gold) - len(found.pairs)} failed"
+    out.print(f"{len(found.gold)} texts, {'; '.join(filter(None, (failed, known, speed)))}")
+    return found, more
 
 
 async def _evaluate_sets(
@@ -66,6 +91,7 @@ async def _evaluate_sets(
     limit: int | None,
     orders: str | None,
     settings: Settings,
+    database: Database,
     json_target: Path | None,
     table_target: Path | None,
 ) -> None:
@@ -75,7 +101,8 @@ async def _evaluate_sets(
     async with opened(settings) as engine:
         with progress_bar() as progress:
             for part in parts:
-                found, figures[part.name] = await _measure(part, limit, orders, engine, settings, progress)
+                found, more = await _measure(part, limit, orders, engine, settings, database, progress)
+                figures[part.name] = found.figures() | more
                 rows.append(evaluation.row(part.name, part.schema, found))
                 progress.console.print("  ".join(rows[-1]), highlight=False)
                 if json_target:
@@ -90,24 +117,30 @@ async def _evaluate_sets(
 
 
 async def _measure(
-    part: sets.Part, limit: int | None, orders: str | None, engine: Engine, settings: Settings, progress: Progress
+    part: sets.Part,
+    limit: int | None,
+    orders: str | None,
+    engine: Engine,
+    settings: Settings,
+    database: Database,
+    progress: Progress,
 ) -> tuple[evaluation.Evaluation, dict[str, Any]]:
+    """An evaluation, and what else is told of it: "refused", and "orders" where they were asked for."""
     plan = Plan(part.schema, prompt.load(settings.prompts, settings.prompt), engine.identity)
     gold = evaluation.sample(part.splits["test"], limit)
-    bar = progress.add_task(part.name, total=len(gold))
-    found = await evaluation.evaluate(gold, plan, engine, lambda: progress.advance(bar))
-    figures = found.figures() | {"refused": len(part.refused), "recipe": plan.body}
+    found = await evaluated(gold, plan, engine, database, progress, part.name)
+    more: dict[str, Any] = {"refused": len(part.refused)}
     if any(task.name == orders for task in part.schema.choices):
-        progress.reset(bar, total=2 * len(gold), description=f"{part.name}, with orders")
+        bar = progress.add_task(f"{part.name}, with orders", total=2 * len(gold))
         texts = [one.text for one in gold]
         swayed = await evaluation.obedience(texts, str(orders), plan, engine, lambda: progress.advance(bar))
-        figures["orders"] = swayed
+        progress.remove_task(bar)
+        more["orders"] = swayed
         changed, obeyed = evaluation.shown(swayed["changed"]), evaluation.shown(swayed["obeyed"])
         out.print(f"{part.name}: {orders} changed by an order {changed}, to what was ordered {obeyed}", highlight=False)
-    progress.remove_task(bar)
     if part.refused:
         err.print(f"{part.name}: {len(part.refused)} left out, such as {part.refused[0]}", highlight=False)
-    return found, figures
+    return found, more
 
 
 def print_agreement(console: Console, tasks: dict[str, Any]) -> None:

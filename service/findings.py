@@ -1,0 +1,251 @@
+"""The document of an evaluation: everything that its report and the API say of a recipe on a gold set, as plain data.
+
+Shape: see `document`. Estimates are {"value", "low", "high"}, of 95 %; what cannot be told is None, with a note.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlmodel import Session
+
+from service import readings, standards
+from service.evaluation import Evaluation
+from service.labels import Labels, plain
+from service.models import now
+from service.route import Standard, score
+from service.sets import Gold
+from service.standards import ITEM, Made
+
+SHOWN = 20  # disagreements, and suspects, that are listed
+SLICES = 20  # values that a field of meta may have to be a slice
+POINTS = 60  # of a curve
+SURE = 0.9  # probability from which a disagreement speaks against gold
+
+
+def document(found: Evaluation, name: str, everything: Sequence[Gold], session: Session | None) -> dict[str, Any]:
+    """What an evaluation found, without anything promised: {"kind": "evaluation", "made", "gold", "schema", "recipe",
+    "recipe_sha256", "texts", "failed", "cached", "seconds", "tokens", "tasks", "curves", "promises", "checks", "work",
+    "disagreements", "suspects"}.
+
+    everything: the whole gold set, of which the evaluation may have read a part. session: of the database with what
+    other recipes said; None for none. tasks: as `Evaluation.tasks`, and "confidence" (`eval.calibration.Calibration`)
+    and "ceiling" (`eval.agreement`, where several people labelled a text). curves: error against coverage, for each
+    task and for `item`, all tasks of a text together.
+    """
+    plan = found.plan
+    identity = gold_identity(name, everything)
+    what = {"name": plan.schema.name, "version": plan.schema.version, "sha256": plan.schema.sha256}
+    figures = found.figures()
+    for task, numbers in figures["tasks"].items():
+        numbers["confidence"] = _confidence(task, found, identity)
+        numbers["ceiling"] = _ceiling(task, found)
+    tasks = [task.name for task in plan.schema.tasks if task.name in figures["tasks"]]
+    return {
+        "kind": "evaluation",
+        "made": f"{now():%Y-%m-%dT%H:%M:%SZ}",
+        "gold": identity,
+        "schema": what,
+        **figures,
+        "curves": [curve(found, name, Standard()) for name in ([ITEM] if len(tasks) > 1 else []) + tasks],
+        "promises": [],
+        "checks": [],
+        "work": None,
+        "disagreements": disagreements(found),
+        "suspects": suspects(found, session),
+    }
+
+
+def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[str, Any]:
+    """The document with what was promised, and the point that was chosen on each curve."""
+    chosen = {line.task or ITEM: line.threshold for line in made.standard.lines}
+    tested = {check["of"]: check for check in made.checks}
+    curves = []
+    for promise in made.promises:
+        drawn = curve(found, promise["of"], made.standard)
+        if promise["of"] in chosen:
+            at = {key: (tested[promise["of"]][key] or {}).get("value") for key in ("coverage", "error")}
+            drawn["chosen"] = {"threshold": chosen[promise["of"]], **at}
+        curves.append(drawn)
+    named = {promise["of"] for promise in made.promises}
+    curves += [one for one in document["curves"] if one["of"] not in named]
+    return document | {"curves": curves, "promises": made.promises, "checks": made.checks}
+
+
+def gold_identity(name: str, gold: Sequence[Gold]) -> dict[str, Any]:
+    """{"name", "sha256", "texts", "parts", "leaks"}: what the set holds, and what stands in two of its parts."""
+    from eval.parts import UPTO, leaks, part_of, version
+
+    parts: dict[str, list[str]] = {part: [] for part, _ in UPTO}
+    for one in gold:
+        parts[part_of(one.text)].append(one.text)
+    return {
+        "name": name,
+        "sha256": version(one.record() for one in gold),
+        "texts": len(gold),
+        "parts": {part: len(texts) for part, texts in parts.items()},
+        "leaks": [asdict(leak) for leak in leaks(parts)],
+    }
+
+
+def curve(found: Evaluation, of: str, standard: Standard) -> dict[str, Any]:
+    """{"of", "points": [{"threshold", "coverage", "error"}], "chosen": None}: the error among accepted as more is
+    accepted, the surest first, at up to 60 thresholds. It promises nothing: it is what these texts gave."""
+    from eval.scores import proportion
+
+    task = None if of == ITEM else of
+    confidence, right = standards.scored(found.plan.schema, found.gold, found.answers, standard, task)
+    ranked = sorted(zip(confidence, right, strict=True), key=lambda one: -one[0])
+    ends = [n for n in range(1, len(ranked) + 1) if n == len(ranked) or ranked[n][0] < ranked[n - 1][0]]
+    step = max(1, -(-len(ends) // POINTS))
+    wrong = [0]
+    for _, good in ranked:
+        wrong.append(wrong[-1] + (not good))
+    points = []
+    for end in sorted({*ends[step - 1 :: step], *ends[-1:]}):
+        error = proportion(wrong[end], end)
+        points.append(
+            {
+                "threshold": ranked[end - 1][0],
+                "coverage": end / len(ranked),
+                "error": asdict(error) if error else None,
+            }
+        )
+    return {"of": of, "points": points, "chosen": None}
+
+
+def disagreements(found: Evaluation) -> list[dict[str, Any]]:
+    """At most 20 that differ from gold, of every kind some, those first where the model was surest."""
+    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for gold, said in found.pairs:
+        for task in found.tasks:
+            if standards.agrees(gold.labels, said, task) is False:
+                entry = _entry(gold, said, task)
+                kinds[_kind(entry)].append(entry | {"why": _why(entry)})
+    for entries in kinds.values():
+        entries.sort(key=lambda entry: -(entry["confidence"] or 0.0))
+    turns = sorted(kinds.values(), key=lambda entries: -len(entries))
+    in_turn = [entries[turn] for turn in range(SHOWN) for entries in turns if turn < len(entries)]
+    return in_turn[:SHOWN]
+
+
+def suspects(found: Evaluation, session: Session | None) -> list[dict[str, Any]]:
+    """At most 20 texts whose gold is probably wrong, with the reason, the likeliest first.
+
+    Confident: by a calibration that the text had no part in, the label agrees with people in at least 9 of 10 cases,
+    and here it does not. Consistent: every other recipe that is known to have read the text says the same, and so does
+    the same text elsewhere in the set.
+    """
+    texts = [gold.text for gold, _ in found.pairs]
+    others: dict[str, list[Labels]] = defaultdict(list)
+    if session is not None:
+        for _, text, labels in readings.others(session, found.plan.sha256, texts):
+            others[text].append(labels)
+    listed = []
+    for task in found.tasks:
+        for gold, said, probability in _probable(task, found):
+            if standards.agrees(gold.labels, said, task) is not False or probability < SURE:
+                continue
+            reads = [standards.agrees(said, other, task) for other in others[gold.text]]
+            if False in reads:
+                continue
+            same = [
+                o for o in found.gold if o.text == gold.text and standards.agrees(gold.labels, o.labels, task) is False
+            ]
+            voices = [f"labels as sure as this agree with people in {probability:.0%} of cases"]
+            voices += [f"{len(reads)} other recipe{'s' * (len(reads) > 1)} say the same"] if reads else []
+            voices += [f"the same text has another label in {', '.join(o.id for o in same)}"] if same else []
+            listed.append(_entry(gold, said, task) | {"reason": "; ".join(voices), "weight": probability + len(same)})
+    listed.sort(key=lambda entry: -entry["weight"])
+    return [{key: value for key, value in entry.items() if key != "weight"} for entry in listed[:SHOWN]]
+
+
+def _confidence(task: str, found: Evaluation, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    from eval.calibration import calibrate, length_bands
+
+    rows = [(gold, *one) for gold, said in found.pairs for one in standards.each_said(task, gold.labels, said)]
+    if not rows:
+        return None
+    slices = {"label": [label for _, label, _, _ in rows], "length": length_bands([len(row[0].text) for row in rows])}
+    for name in sorted({key for gold, *_ in rows for key, value in gold.meta.items() if isinstance(value, str | int)}):
+        values = [str(gold.meta.get(name, "")) for gold, *_ in rows]
+        if 1 < len(set(values)) <= SLICES:
+            slices[name] = values
+    made = calibrate(
+        [row[2] for row in rows],
+        [row[3] for row in rows],
+        [row[0].text for row in rows],
+        slices,
+        {"name": str(identity["name"]), "sha256": str(identity["sha256"])},
+    )
+    return asdict(made) | {"calibrator": made.calibrator.plain()}
+
+
+def _ceiling(task: str, found: Evaluation) -> dict[str, Any] | None:
+    from eval.agreement import choice_ceiling, span_ceiling
+
+    several = [(gold, said) for gold, said in found.pairs if len(_read_by(gold, task)) > 1]
+    if not several:
+        return None
+    if task in several[0][1].choices:
+        labels = [said.choices[task].label for _, said in several]
+        people = [{who: one.choices[task].label for who, one in _read_by(gold, task).items()} for gold, _ in several]
+        return asdict(choice_ceiling(people, labels))
+    marked = [{who: _places(one, task) for who, one in _read_by(gold, task).items()} for gold, _ in several]
+    return asdict(span_ceiling(marked, [_places(said, task) for _, said in several]))
+
+
+def _read_by(gold: Gold, task: str) -> dict[str, Labels]:
+    return {who: one for who, one in gold.people.items() if task in one.choices or task in one.mentions}
+
+
+def _places(labels: Labels, task: str) -> set[tuple[int, int, str]]:
+    return {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
+
+
+def _probable(task: str, found: Evaluation) -> Iterator[tuple[Gold, Labels, float]]:
+    """Each text with the probability that its labels of the task, one and all, agree with people."""
+    from eval.calibration import crossfitted
+
+    rows = [(gold, said, standards.agrees(gold.labels, said, task)) for gold, said in found.pairs]
+    known = [(gold, said, right) for gold, said, right in rows if right is not None]
+    sure = [score(said, task) or 0.0 for _, said, _ in known]
+    mapped = crossfitted(sure, [right for *_, right in known], [gold.text for gold, *_ in known])
+    for (gold, said, _), probability in zip(known, mapped.tolist(), strict=True):
+        yield gold, said, probability
+
+
+def _entry(gold: Gold, said: Labels, task: str) -> dict[str, Any]:
+    return {
+        "id": gold.id,
+        "text": gold.text,
+        "task": task,
+        "gold": plain(gold.labels)[task],
+        "said": plain(said)[task],
+        "confidence": score(said, task),
+    }
+
+
+def _kind(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What went wrong: of a choice the two labels, of mentions the classes of error."""
+    if isinstance(entry["gold"], str):
+        return entry["task"], entry["gold"], entry["said"]
+    return entry["task"], *sorted(_errors([entry]))
+
+
+def _why(entry: Mapping[str, Any]) -> str:
+    if isinstance(entry["gold"], str):
+        return f"{entry['said']} was said where people say {entry['gold']}"
+    return ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in _errors([entry]).items())
+
+
+def _errors(entries: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    from eval.agreement import span_agreement
+
+    sides = [[{(s["start"], s["end"], s["label"]) for s in e[side]} for e in entries] for side in ("gold", "said")]
+    found = span_agreement(*sides)
+    kinds = ("missed", "spurious", "wrong_label", "wrong_boundary")
+    return Counter({kind: getattr(found, kind) for kind in kinds if getattr(found, kind)})

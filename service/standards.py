@@ -1,0 +1,245 @@
+"""Standards: what the labels of a recipe are held to, made from gold, and kept in versions.
+
+`make` is pure. The gold set's three parts have one use each: on `tune` prompts are chosen and calibrators fitted, on
+`calibrate` thresholds are promised, and `test` tells what came of it. So nothing is promised on texts that helped to
+choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from service.annotate import Annotated, Failure
+from service.confidence import calibrated
+from service.errors import Invalid, NotFound
+from service.labels import Labels
+from service.models import StandardVersion
+from service.queue import keep_recipe
+from service.route import Calibrators, Line, Standard, score
+from service.schema import Schema
+from service.sets import Gold
+
+ITEM = "item"  # how a promise of whole items is called in documents, and on the command line
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A standard, and what it rests on.
+
+    promises: one a stated error, asdict of eval.guarantee.Promise with "of", a task or `item`.
+    checks: what came of it on the test part, one a promise with a threshold: "of", "n", and the Estimates "coverage"
+    and "error".
+    sizes: texts of each part. left_out: labelled texts that no promise counts, since a person sees them in any case.
+    """
+
+    standard: Standard
+    promises: list[dict[str, Any]]
+    checks: list[dict[str, Any]]
+    sizes: dict[str, int]
+    left_out: int
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lacking(self) -> list[str]:
+        """Why what was asked for cannot be promised; empty where all of it is."""
+        return [f"{one['of']}: {one['notes']['threshold']}" for one in self.promises if one["threshold"] is None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    gold: Gold
+    said: Labels
+
+
+def make(
+    schema: Schema,
+    gold: Sequence[Gold],
+    answers: Sequence[Annotated | Failure],
+    errors: Mapping[str, float],
+    level: float,
+    identity: Mapping[str, str],
+) -> Made:
+    """Fit calibrators, and choose the thresholds at which the stated errors are promised.
+
+    gold, answers: shape (n,). errors: by task, or by `item` for all tasks of a text together, the share of accepted
+    labels that may disagree with people, in (0, 1). All promises together hold with probability `level`.
+    identity: of the gold set, kept in the calibrators. Raises Invalid for an unknown task or a number out of range.
+    """
+    from eval.guarantee import promise
+    from eval.parts import part_of
+
+    _check(schema, errors, level)
+    items: dict[str, list[_Item]] = {"tune": [], "calibrate": [], "test": []}
+    sizes = dict.fromkeys(items, 0)
+    left_out = 0
+    for one, answer in zip(gold, answers, strict=True):
+        part = part_of(one.text)
+        sizes[part] += 1
+        if isinstance(answer, Annotated) and _routed_otherwise(answer):
+            left_out += 1
+        elif isinstance(answer, Annotated):
+            items[part].append(_Item(one, answer.labels))
+    standard = Standard(calibrators=_calibrators(schema, items["tune"], identity))
+    each = 1 - (1 - level) / max(1, len(errors))  # Bonferroni: the promises hold together
+    promises, checks, lines = [], [], []
+    for name, error in errors.items():
+        task = None if name == ITEM else name
+        confidence, right = _scored(schema, items["calibrate"], standard, task)
+        found = promise(confidence, right, error, each)
+        promises.append({"of": name, **asdict(found)})
+        if found.threshold is None:
+            continue
+        lines.append(Line(task=task, threshold=found.threshold, error=error, level=each))
+        checks.append(_check_on_test(name, *_scored(schema, items["test"], standard, task), lines[-1].threshold))
+    return Made(standard.model_copy(update={"lines": tuple(lines)}), promises, checks, sizes, left_out)
+
+
+def scored(
+    schema: Schema, gold: Sequence[Gold], answers: Sequence[Annotated | Failure], standard: Standard, task: str | None
+) -> tuple[list[float], list[bool]]:
+    """For each text that both label: how sure the labels are (`route.score`), and whether they agree with gold.
+
+    task: None for all tasks of a text together; texts of which gold lacks a task are left out then.
+    """
+    pairs = zip(gold, answers, strict=True)
+    items = [_Item(one, answer.labels) for one, answer in pairs if isinstance(answer, Annotated)]
+    return _scored(schema, items, standard, task)
+
+
+def agrees(gold: Labels, said: Labels, task: str) -> bool | None:
+    """Whether the labels of a task are the same, all mentions of a text counting as one; None where gold has none."""
+    if task in gold.choices and task in said.choices:
+        return gold.choices[task].label == said.choices[task].label
+    if task in gold.mentions and task in said.mentions:
+        here, there = (
+            {(span.start, span.end, span.label) for span in labels.mentions[task].spans} for labels in (gold, said)
+        )
+        return here == there
+    return None
+
+
+def each_said(task: str, gold: Labels, said: Labels) -> list[tuple[str, float, bool]]:
+    """(label, confidence, whether it agrees) of the choice, or of each mention that was said."""
+    if task in gold.choices and task in said.choices:
+        choice = said.choices[task]
+        return [(choice.label, choice.confidence or 0.0, choice.label == gold.choices[task].label)]
+    if task in gold.mentions and task in said.mentions:
+        places = {(span.start, span.end, span.label) for span in gold.mentions[task].spans}
+        return [
+            (span.label, span.confidence or 0.0, (span.start, span.end, span.label) in places)
+            for span in said.mentions[task].spans
+        ]
+    return []
+
+
+def put(session: Session, recipe: str, body: Mapping[str, Any], made: Mapping[str, Any]) -> StandardVersion:
+    """Put a standard in force for a recipe. made: "standard", and whatever tells how it was made. Nothing is lost: the
+    one before stays, as `predecessor`."""
+    keep_recipe(session, recipe, body)
+    before = _newest(session, recipe)
+    row = StandardVersion(recipe=recipe, predecessor=before.id if before else None, body=dict(made))
+    session.add(row)
+    session.flush()
+    return row
+
+
+def in_force(session: Session, recipe: str) -> Standard | None:
+    """What the labels of the recipe are held to now; None where no standard was ever put in force."""
+    row = _newest(session, recipe)
+    return Standard.model_validate(row.body["standard"]).model_copy(update={"version": row.id}) if row else None
+
+
+def restore(session: Session, version: int) -> StandardVersion:
+    """Put an earlier standard in force again, as a new version. Raises NotFound."""
+    row = session.get(StandardVersion, version)
+    if row is None:
+        raise NotFound(f"no standard {version}")
+    before = _newest(session, row.recipe)
+    again = StandardVersion(recipe=row.recipe, predecessor=before.id if before else None, body=row.body)
+    session.add(again)
+    session.flush()
+    return again
+
+
+def history(session: Session) -> list[StandardVersion]:
+    """All standards, the newest first."""
+    return list(session.exec(select(StandardVersion).order_by(col(StandardVersion.id).desc())))
+
+
+def _newest(session: Session, recipe: str) -> StandardVersion | None:
+    query = select(StandardVersion).where(StandardVersion.recipe == recipe).order_by(col(StandardVersion.id).desc())
+    return session.exec(query.limit(1)).first()
+
+
+def _check(schema: Schema, errors: Mapping[str, float], level: float) -> None:
+    known = [task.name for task in schema.tasks]
+    for name, error in errors.items():
+        if name != ITEM and name not in known:
+            raise Invalid(
+                f"error: no task {name!r} in the schema {schema.name}; there is {', '.join(known)}, or {ITEM}"
+            )
+        if not 0 < error < 1:
+            raise Invalid(f"error of {name}: expected a share between 0 and 1, such as 0.03, not {error}")
+    if not 0 < level < 1:
+        raise Invalid(f"confidence: expected a share between 0 and 1, such as 0.95, not {level}")
+
+
+def _routed_otherwise(answer: Annotated) -> bool:
+    """Whether a person sees the text however sure its labels are."""
+    if answer.truncated:
+        return True
+    second = answer.second
+    tasks = [*second.choices, *second.mentions] if second else []
+    return any(agrees(second, answer.labels, task) is False for task in tasks) if second else False
+
+
+def _calibrators(schema: Schema, items: Sequence[_Item], identity: Mapping[str, str]) -> dict[str, Calibrators]:
+    from eval.calibration import fit
+
+    found = {}
+    for task in schema.tasks:
+        rows = [(one, row) for one in items for row in each_said(task.name, one.gold.labels, one.said)]
+        each = fit([row[1] for _, row in rows], [row[2] for _, row in rows], [o.gold.text for o, _ in rows], identity)
+        whole = None
+        if task.kind == "spans":
+            texts = [one.gold.text for one in items if agrees(one.gold.labels, one.said, task.name) is not None]
+            whole = fit(*_raw(items, task.name), texts, identity).plain()
+        found[task.name] = Calibrators(each=each.plain(), whole=whole)
+    return found
+
+
+def _raw(items: Sequence[_Item], task: str) -> tuple[list[float], list[bool]]:
+    pairs = [(score(one.said, task), agrees(one.gold.labels, one.said, task)) for one in items]
+    known = [(sure or 0.0, right) for sure, right in pairs if right is not None]
+    return [sure for sure, _ in known], [right for _, right in known]
+
+
+def _scored(
+    schema: Schema, items: Sequence[_Item], standard: Standard, task: str | None
+) -> tuple[list[float], list[bool]]:
+    tasks = [one.name for one in schema.tasks] if task is None else [task]
+    confidence, right = [], []
+    for one in items:
+        verdicts = [agrees(one.gold.labels, one.said, name) for name in tasks]
+        sure = score(calibrated(one.said, standard), task)
+        if None not in verdicts and sure is not None:
+            confidence.append(sure)
+            right.append(all(verdicts))
+    return confidence, right
+
+
+def _check_on_test(name: str, confidence: Sequence[float], right: Sequence[bool], threshold: float) -> dict[str, Any]:
+    from eval.scores import proportion
+
+    accepted = [good for sure, good in zip(confidence, right, strict=True) if sure >= threshold]
+    coverage, error = proportion(len(accepted), len(confidence)), proportion(accepted.count(False), len(accepted))
+    return {
+        "of": name,
+        "n": len(confidence),
+        "coverage": asdict(coverage) if coverage else None,
+        "error": asdict(error) if error else None,
+    }

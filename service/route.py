@@ -240,7 +240,8 @@ def _shortfalls(labels: Labels, standard: Standard) -> list[Reason]:
             continue
         named = line.task or min({**labels.choices, **labels.mentions}, key=lambda task: score(labels, task) or 0.0)
         choice = labels.choices.get(named)
-        detail = f"{'the label' if line.task else 'the whole item'}, for at most {100 * line.error:.3g} % wrong among accepted"
+        what = "the label" if line.task else "the whole item"
+        detail = f"{what}, for at most {100 * line.error:.3g} % wrong among accepted"
         reasons.append(_low(named, choice.label if choice else None, found, line.threshold, detail))
     return reasons
 

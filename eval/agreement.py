@@ -1,4 +1,4 @@
-"""How far two readings of the same texts agree: choices, and mentions; and how far people agree among themselves.
+"""How far two readings of the same texts agree: choices, and mentions.
 
 Sequences in, finite numbers out. A measure that the data cannot give is None, and `notes` says why under its name.
 Intervals are of 95 %. They come from a bootstrap over texts (Efron 1979), since labels of one text are not independent;
@@ -8,15 +8,14 @@ where no text has more than one to count, they are Wilson's, which keep their ra
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from eval.scores import Estimate, Numbers, bracket, proportion, ratio, resampled
+from eval.scores import Estimate, Numbers, bracket, column, columns, proportion, ratio, resampled, shares
 
 Mention = tuple[int, int, str]
 Interval = tuple[float, float]  # low, high
@@ -110,60 +109,6 @@ class SpanAgreement:
     partial_f1: Estimate | None
     type_f1: Estimate | None
     labels: tuple[LabelAgreement, ...] = ()
-    notes: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RaterPair:
-    """Two people on the n texts that both read. score: Cohen's kappa of choices, strict F1 of mentions."""
-
-    first: str
-    second: str
-    n: int
-    score: Estimate | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceCeiling:
-    """What people reach against one another on n texts that two or more of them read, and the model against them.
-
-    A case is one person's label of one text, held against the label that most of the others gave it; `tied` cases,
-    where the others have no such label, are left out. people: share of cases in which the person says what most others
-    say; model: share in which the model does; both in [0, 1], on the same cases. difference: model less people, in
-    [-1, 1]; people are the ceiling as far as it is not above 0. people_kappa, model_kappa: the same beyond chance.
-    alpha: Krippendorff's, of the people alone. pairs: Cohen's kappa of every two people with a text in common, by name.
-    """
-
-    n: int
-    cases: int
-    tied: int
-    people: Estimate | None
-    model: Estimate | None
-    difference: Estimate | None
-    people_kappa: Estimate | None
-    model_kappa: Estimate | None
-    alpha: Estimate | None
-    pairs: tuple[RaterPair, ...] = ()
-    notes: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SpanCeiling:
-    """What people reach against one another on n texts that two or more of them read, and the model against them.
-
-    A case is one person's mentions of one text, held against those that more than half of the others marked, with the
-    same start, end and label. people: strict F1 over all cases; model: of the model's mentions in the people's place;
-    both in [0, 1]. difference: model less people, in [-1, 1]. f1: strict F1 over all pairs of people and all texts;
-    pairs: of each two, by name.
-    """
-
-    n: int
-    cases: int
-    people: Estimate | None
-    model: Estimate | None
-    difference: Estimate | None
-    f1: Estimate | None
-    pairs: tuple[RaterPair, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -267,72 +212,6 @@ def krippendorff_alpha(ratings: Sequence[Sequence[str | None]]) -> Estimate | No
     return beyond_chance(parts, [count for _, count in kinds])
 
 
-def choice_ceiling(people: Sequence[Mapping[str, str]], said: Sequence[str]) -> ChoiceCeiling:
-    """How far people agree with one another about one label a text, and the model with the same people.
-
-    people: shape (n,), for each text who read it, with the label given; not everybody reads everything. said: shape
-    (n,), the model's labels. Texts that fewer than two people read are left out. Whatever stays undefined is None with
-    a note. Intervals: bootstrap over texts, since one text has several cases. Raises ValueError for unequal lengths.
-    Source: each person is left out in turn, and model and person held against the rest, as in the alternative annotator
-    test (Calderon, Reichart and Dror 2025).
-    """
-    texts = [(list(read.values()), label) for read, label in zip(people, said, strict=True) if len(read) > 1]
-    held = Counter((tuple(sorted(_against_most(labels))), label) for labels, label in texts)
-    kinds = sorted((kind, count) for kind, count in held.items() if kind[0])
-    counts = [count for _, count in kinds]
-    persons = [list(cases) for (cases, _), _ in kinds]
-    models = [[(most, label) for most, _ in cases] for (cases, label), _ in kinds]
-    size, right, hit = (_column(map(len, persons)), _column(map(_same, persons)), _column(map(_same, models)))
-    cases = sum(count * len(kind[0]) for kind, count in kinds)
-    by_people, by_model = _shares(counts, (right, size), (hit, size))
-    measures = {
-        "people": by_people,
-        "model": by_model,
-        "difference": _gap(counts, (hit, size), (right, size)),
-        "people_kappa": beyond_chance(cohen(persons), counts),
-        "model_kappa": beyond_chance(cohen(models), counts),
-        "alpha": krippendorff_alpha([labels for labels, _ in texts]),
-    }
-    why = "in every case the others are tied" if texts else "no text was read by two people"
-    return ChoiceCeiling(
-        n=len(texts),
-        cases=cases,
-        tied=sum(len(labels) for labels, _ in texts) - cases,
-        **measures,
-        pairs=tuple(_choice_pairs(people)),
-        notes=_undefined(measures, "there is one label only" if cases else why),
-    )
-
-
-def span_ceiling(
-    people: Sequence[Mapping[str, Collection[Mention]]], said: Sequence[Collection[Mention]]
-) -> SpanCeiling:
-    """How far people agree with one another about the mentions of each text, and the model with the same people.
-
-    people: shape (n,), for each text who read it, with the mentions marked, maybe none. said: shape (n,), the model's
-    mentions. Otherwise as choice_ceiling. F1 between two people is symmetric, and is what kappa tends to where, as in
-    running text, the places without a mention cannot be counted: Hripcsak and Rothschild (2005).
-    Raises ValueError for unequal lengths.
-    """
-    texts = [
-        ([set(marked) for marked in read.values()], set(mentions))
-        for read, mentions in zip(people, said, strict=True)
-        if len(read) > 1
-    ]
-    kinds = Counter(_span_cases(marked, mentions) for marked, mentions in texts)
-    counts, (person, persons, model, models, pair, pairs) = _columns(kinds.items(), 6)
-    by_people, by_model, f1 = _shares(counts, (person, persons), (model, models), (pair, pairs))
-    gap = _gap(counts, (model, models), (person, persons))
-    measures = {"people": by_people, "model": by_model, "difference": gap, "f1": f1}
-    return SpanCeiling(
-        n=len(texts),
-        cases=sum(len(marked) for marked, _ in texts),
-        **measures,
-        pairs=tuple(_span_pairs(people)),
-        notes=_undefined(measures, "no mention on either side" if texts else "no text was read by two people"),
-    )
-
-
 def cohen(kinds: Sequence[Sequence[tuple[str, str]]]) -> Parts:
     """Cohen's kappa in parts, for `corrected` and `beyond_chance`.
 
@@ -341,7 +220,7 @@ def cohen(kinds: Sequence[Sequence[tuple[str, str]]]) -> Parts:
     """
     used = {label for pairs in kinds for pair in pairs for label in pair}
     gold, said = (_table([[pair[side] for pair in pairs] for pairs in kinds], used) for side in (0, 1))
-    same, size = _column(map(_same, kinds)), _column(map(len, kinds))
+    same, size = column(sum(one == other for one, other in pairs) for pairs in kinds), column(map(len, kinds))
 
     def parts(weights: Numbers) -> tuple[Numbers, Numbers]:
         total = weights @ size
@@ -376,19 +255,6 @@ def beyond_chance(parts: Parts, counts: Sequence[int]) -> Estimate | None:
     share = bracket(observed, resamples, sum(counts))
     low, high = ((bound - chance) / (1 - chance) for bound in (share.low, share.high))
     return Estimate(value, max(-1.0, min(low, value)), max(high, value))
-
-
-def bracket_difference(value: float, resamples: Numbers, trials: int, most: float = 1.0) -> Estimate:
-    """A difference in [-most, most] with the percentile interval of its resamples.
-
-    trials: texts it rests on. Where all resamples are alike, the bootstrap knows nothing of the kinds of text that were
-    not seen: as large a share as Wilson's interval allows for 0 of the texts may differ by the most, either way.
-    """
-    if not _alike(resamples):
-        return bracket(value, resamples, trials)
-    unseen = proportion(0, trials)
-    reach = most * unseen.high if unseen else most
-    return Estimate(value, max(-most, value - reach), min(most, value + reach))
 
 
 class _Aligned(NamedTuple):
@@ -432,8 +298,8 @@ def _by_label(kinds: Mapping[str, Counter[tuple[int, int, int]]]) -> tuple[Label
 
 
 def _label_agreement(label: str, kinds: Counter[tuple[int, int, int]]) -> LabelAgreement:
-    counts, (agreed, gold, said) = _columns(kinds.items(), 3)
-    precision, recall, f1 = _shares(counts, (agreed, said), (agreed, gold), (2 * agreed, gold + said))
+    counts, (agreed, gold, said) = columns(kinds.items(), 3)
+    precision, recall, f1 = shares(counts, (agreed, said), (agreed, gold), (2 * agreed, gold + said))
     return LabelAgreement(
         label=label,
         gold=round(gold @ counts),
@@ -475,9 +341,9 @@ def _macro_f1(pairs: Sequence[tuple[tuple[str, str], int]]) -> Estimate:
 def _span_scores(every: Counter[_Aligned]) -> tuple[dict[str, Estimate | None], dict[str, str]]:
     """Precision, recall and the four F1 over the kinds of text, and why some are None."""
     kinds = Counter({kind: count for kind, count in every.items() if kind.gold or kind.said})
-    counts, (gold, said, agreed, relabelled, moved, beside) = _columns(kinds.items(), 6)
+    counts, (gold, said, agreed, relabelled, moved, beside) = columns(kinds.items(), 6)
     partly = agreed + relabelled + (moved + beside) / 2
-    shares = {
+    wanted = {
         "precision": (agreed, said),
         "recall": (agreed, gold),
         "f1": (2 * agreed, gold + said),
@@ -485,93 +351,11 @@ def _span_scores(every: Counter[_Aligned]) -> tuple[dict[str, Estimate | None], 
         "partial_f1": (2 * partly, gold + said),
         "type_f1": (2 * (agreed + moved), gold + said),
     }
-    scores = dict(zip(shares, _shares(counts, *shares.values()), strict=True))
+    scores = dict(zip(wanted, shares(counts, *wanted.values()), strict=True))
     if not kinds:
         return scores, dict.fromkeys(("exact", *scores), "no mention on either side" if every else "no texts")
     why = {"precision": "no mention was said", "recall": "no mention in gold"}
     return scores, {name: note for name, note in why.items() if scores[name] is None}
-
-
-def _against_most(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What most of the others said and what each said; not those whose others have no such label."""
-    votes = Counter(labels)
-    for label in labels:
-        (most, count), *rest = (votes - Counter([label])).most_common(2)
-        if not rest or rest[0][1] < count:
-            yield most, label
-
-
-def _span_cases(people: Sequence[set[Mention]], said: set[Mention]) -> tuple[int, ...]:
-    """Twice what agrees and how many mentions there are: person and most others, model and the same, two people."""
-    votes = Counter(mention for marked in people for mention in marked)
-    person = persons = model = models = 0
-    for marked in people:
-        most = {mention for mention, n in votes.items() if 2 * (n - (mention in marked)) > len(people) - 1}
-        person, persons = person + 2 * len(most & marked), persons + len(most) + len(marked)
-        model, models = model + 2 * len(most & said), models + len(most) + len(said)
-    pair = sum(n * (n - 1) for n in votes.values())
-    return person, persons, model, models, pair, (len(people) - 1) * votes.total()
-
-
-def _choice_pairs(people: Sequence[Mapping[str, str]]) -> Iterator[RaterPair]:
-    shared: dict[tuple[str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
-    for read in people:
-        for first, second in combinations(sorted(read), 2):
-            shared[first, second][read[first], read[second]] += 1
-    for (first, second), pairs in sorted(shared.items()):
-        kinds = sorted(pairs)
-        score = beyond_chance(cohen([[kind] for kind in kinds]), [pairs[kind] for kind in kinds])
-        yield RaterPair(first, second, pairs.total(), score)
-
-
-def _span_pairs(people: Sequence[Mapping[str, Collection[Mention]]]) -> Iterator[RaterPair]:
-    shared: dict[tuple[str, str], Counter[tuple[int, int]]] = defaultdict(Counter)
-    for read in people:
-        for first, second in combinations(sorted(read), 2):
-            here, there = set(read[first]), set(read[second])
-            shared[first, second][2 * len(here & there), len(here) + len(there)] += 1
-    for (first, second), kinds in sorted(shared.items()):
-        counts, (agreed, size) = _columns(kinds.items(), 2)
-        yield RaterPair(first, second, kinds.total(), *_shares(counts, (agreed, size)))
-
-
-def _shares(counts: Sequence[int], *shares: tuple[Numbers, Numbers]) -> list[Estimate | None]:
-    """Of each (part, whole) the sum of part over the sum of whole; None for nothing.
-
-    counts[i] texts have part[i] and whole[i]. The texts are drawn once for all shares.
-    """
-    part, whole = (np.array(side, dtype=np.float64).T for side in zip(*shares, strict=True))
-    weights = np.array([counts], dtype=np.float64)
-    parts, wholes = (weights @ part)[0], (weights @ whole)[0]
-    drawn: list[Numbers] = []
-
-    def keep(weights: Numbers) -> Numbers:
-        drawn.append(ratio(weights @ part, weights @ whole))
-        return np.empty(0)
-
-    if whole.size and whole.max() > 1:
-        resampled(counts, keep)
-    resamples = np.concatenate([np.empty((0, len(shares))), *drawn]).T
-    return [_share(counts, *sums) for sums in zip(parts, wholes, whole.T, resamples, strict=True)]
-
-
-def _share(counts: Sequence[int], part: float, total: float, whole: Numbers, resamples: Numbers) -> Estimate | None:
-    if not total:
-        return None
-    if whole.max() <= 1:  # every text is a trial of its own
-        return proportion(round(part), round(total))
-    trials = sum(count for count, size in zip(counts, whole, strict=True) if size)
-    return bracket(float(part / total), resamples[np.isfinite(resamples)], trials)
-
-
-def _gap(counts: Sequence[int], one: tuple[Numbers, Numbers], other: tuple[Numbers, Numbers]) -> Estimate | None:
-    """One share (part, whole) less another on the same texts; None where either is nothing."""
-
-    def gap(drawn: Numbers) -> Numbers:
-        return ratio(drawn @ one[0], drawn @ one[1]) - ratio(drawn @ other[0], drawn @ other[1])
-
-    value = float(gap(np.array([counts], dtype=np.float64))[0])
-    return bracket_difference(value, resampled(counts, gap), sum(counts)) if np.isfinite(value) else None
 
 
 def _table(rows: Sequence[Iterable[str]], used: Collection[str]) -> csr_array:
@@ -580,20 +364,6 @@ def _table(rows: Sequence[Iterable[str]], used: Collection[str]) -> csr_array:
     cells = [(row, at[label]) for row, labels in enumerate(rows) for label in labels]
     places = np.array(cells, dtype=np.int64).reshape(-1, 2).T
     return csr_array((np.ones(len(cells)), (places[0], places[1])), shape=(len(rows), len(at)))
-
-
-def _columns(kinds: Iterable[tuple[tuple[int, ...], int]], width: int) -> tuple[list[int], Numbers]:
-    """How many there are of each kind, and its numbers by column, shape (width, kinds)."""
-    ordered = sorted(kinds)
-    return [count for _, count in ordered], np.array([k for k, _ in ordered], dtype=np.float64).reshape(-1, width).T
-
-
-def _column(numbers: Iterable[int]) -> Numbers:
-    return np.array(list(numbers), dtype=np.float64)
-
-
-def _same(pairs: Iterable[tuple[str, str]]) -> int:
-    return sum(one == other for one, other in pairs)
 
 
 def _alike(resamples: Numbers) -> bool:
@@ -606,10 +376,6 @@ def _value(estimate: Estimate | None) -> float | None:
 
 def _interval(estimate: Estimate | None) -> Interval | None:
     return (estimate.low, estimate.high) if estimate else None
-
-
-def _undefined(measures: Mapping[str, Estimate | None], why: str) -> dict[str, str]:
-    return {name: why for name, measure in measures.items() if measure is None}
 
 
 def _pair_same_place(gold: set[Mention], said: set[Mention]) -> int:

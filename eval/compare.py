@@ -18,8 +18,8 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_array
 from scipy.stats import binomtest, norm
 
-from eval.agreement import Mention, bracket_difference
-from eval.scores import BLOCK, LEVEL, Estimate, Numbers, ratio, resampled
+from eval.agreement import Mention
+from eval.scores import BLOCK, LEVEL, Estimate, Numbers, bracket_difference, ratio, resampled
 
 Kind = tuple[Any, Any, Any]  # of an item: what both recipes share (gold), the first's answer, the second's
 # Weights, as in `resampled`, shape (r, k), to r scores and to what each of the k kinds adds to them, to first order.

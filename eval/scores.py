@@ -6,7 +6,7 @@ Sequences in, finite numbers out: never NaN, and never a certainty that the data
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
@@ -23,7 +23,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number in [0, 1] with its 95 % interval; low <= value <= high."""
+    """A number with its 95 % interval; low <= value <= high. In [0, 1] unless said otherwise."""
 
     value: float
     low: float
@@ -155,3 +155,55 @@ def _wilson(successes: int, trials: int) -> Estimate:
 def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
     """Element by element; NaN where the denominator is 0, for `resampled` to leave out."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+
+
+def bracket_difference(value: float, resamples: Numbers, trials: int, most: float = 1.0) -> Estimate:
+    """A difference in [-most, most] with the percentile interval of its resamples.
+
+    trials: texts it rests on. Where all resamples are alike, the bootstrap knows nothing of the kinds of text that were
+    not seen: as large a share as Wilson's interval allows for 0 of the texts may differ by the most, either way.
+    """
+    if resamples.size and float(np.ptp(resamples)) > 1e-12:
+        return bracket(value, resamples, trials)
+    unseen = proportion(0, trials)
+    reach = most * unseen.high if unseen else most
+    return Estimate(value, max(-most, value - reach), min(most, value + reach))
+
+
+def shares(counts: Sequence[int], *shares: tuple[Numbers, Numbers]) -> list[Estimate | None]:
+    """Of each (part, whole) the sum of part over the sum of whole; None for nothing.
+
+    counts[i] texts have part[i] and whole[i]. The texts are drawn once for all shares.
+    """
+    part, whole = (np.array(side, dtype=np.float64).T for side in zip(*shares, strict=True))
+    weights = np.array([counts], dtype=np.float64)
+    parts, wholes = (weights @ part)[0], (weights @ whole)[0]
+    drawn: list[Numbers] = []
+
+    def keep(weights: Numbers) -> Numbers:
+        drawn.append(ratio(weights @ part, weights @ whole))
+        return np.empty(0)
+
+    if whole.size and whole.max() > 1:
+        resampled(counts, keep)
+    resamples = np.concatenate([np.empty((0, len(shares))), *drawn]).T
+    return [_share(counts, *sums) for sums in zip(parts, wholes, whole.T, resamples, strict=True)]
+
+
+def _share(counts: Sequence[int], part: float, total: float, whole: Numbers, resamples: Numbers) -> Estimate | None:
+    if not total:
+        return None
+    if whole.max() <= 1:  # every text is a trial of its own
+        return proportion(round(part), round(total))
+    trials = sum(count for count, size in zip(counts, whole, strict=True) if size)
+    return bracket(float(part / total), resamples[np.isfinite(resamples)], trials)
+
+
+def columns(kinds: Iterable[tuple[tuple[int, ...], int]], width: int) -> tuple[list[int], Numbers]:
+    """How many there are of each kind, and its numbers by column, shape (width, kinds)."""
+    ordered = sorted(kinds)
+    return [count for _, count in ordered], np.array([k for k, _ in ordered], dtype=np.float64).reshape(-1, width).T
+
+
+def column(numbers: Iterable[int]) -> Numbers:
+    return np.array(list(numbers), dtype=np.float64)

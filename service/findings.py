@@ -33,7 +33,7 @@ def document(found: Evaluation, name: str, everything: Sequence[Gold], session: 
 
     everything: the whole gold set, of which the evaluation may have read a part. session: of the database with what
     other recipes said; None for none. tasks: as `Evaluation.tasks`, and "confidence" (`eval.calibration.Calibration`)
-    and "ceiling" (`eval.agreement`, where several people labelled a text). curves: error against coverage, for each
+    and "ceiling" (`eval.ceiling`, where several people labelled a text). curves: error against coverage, for each
     task and for `item`, all tasks of a text together.
     """
     plan = found.plan
@@ -185,7 +185,7 @@ def _confidence(task: str, found: Evaluation, identity: Mapping[str, Any]) -> di
 
 
 def _ceiling(task: str, found: Evaluation) -> dict[str, Any] | None:
-    from eval.agreement import choice_ceiling, span_ceiling
+    from eval.ceiling import choice_ceiling, span_ceiling
 
     several = [(gold, said) for gold, said in found.pairs if len(_read_by(gold, task)) > 1]
     if not several:

@@ -13,14 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
-from eval.agreement import (
-    Mention,
-    choice_agreement,
-    choice_ceiling,
-    krippendorff_alpha,
-    span_agreement,
-    span_ceiling,
-)
+from eval.agreement import Mention, choice_agreement, krippendorff_alpha, span_agreement
+from eval.ceiling import choice_ceiling, span_ceiling
 from eval.scores import Estimate, proportion, ranking, routing
 
 LABELS = st.sampled_from(["negative", "neutral", "positive", "Ärger", "怒り"])

@@ -1,23 +1,28 @@
-"""What Prometheus reads. Labels are routes, states and outcomes: never a text, a name or a key."""
+"""What Prometheus reads. Labels are routes, states, outcomes, schemas and tasks: never a text, a person or a key."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine as Database
 from sqlalchemy import func
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
-from service import db
+from service import audit, db
 from service.annotate import Annotated, Failure, Plan, annotate
+from service.audit import Stream
 from service.engine import Engine
 from service.errors import Unavailable
-from service.models import Batch, Item, State
+from service.models import Batch, Item, SchemaVersion, State
+
+if TYPE_CHECKING:
+    from eval.audit import RunningError
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 COUNT_SECONDS = 15.0  # for which the counts of the tables are good: a count reads an index from end to end
@@ -69,7 +74,7 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    """What is read off when asked: readiness, items by state, batches with work left."""
+    """What is read off when asked: readiness, items by state, unfinished batches, the error of what was accepted."""
 
     def __init__(self, database: Callable[[], Database | None], reason: Callable[[], str | None]) -> None:
         self._database = database
@@ -78,6 +83,7 @@ class _Gauges(Collector):
         self._counted = 0.0
         self._items: dict[str, int] = {}
         self._batches = (0, 0)
+        self._audits: dict[str, tuple[Stream, dict[str | None, RunningError]]] = {}
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("concord_ready", "Whether the engine is ready", 0 if self._reason() else 1)
@@ -94,6 +100,7 @@ class _Gauges(Collector):
         yield by_state
         yield GaugeMetricFamily("concord_batches", "Batches", batches)
         yield GaugeMetricFamily("concord_batches_unfinished", "Batches with items queued or with a worker", unfinished)
+        yield from _audited(self._audits)
 
     def _count(self, database: Database) -> tuple[dict[str, int], tuple[int, int]]:
         with self._lock:
@@ -104,5 +111,41 @@ class _Gauges(Collector):
                     unfinished = select(func.count(func.distinct(Item.batch_id))).where(open_items)
                     batches = session.exec(select(func.count()).select_from(Batch)).one()
                     self._batches = (batches, session.exec(unfinished).one())
+                    self._audits = _audits(session)
                 self._counted = time.monotonic()
             return self._items, self._batches
+
+
+def _audits(session: Session) -> dict[str, tuple[Stream, dict[str | None, RunningError]]]:
+    """By schema, the audited items of the recipe last in use and their error; only where some were drawn."""
+    names = session.exec(select(SchemaVersion.name).distinct()).all()
+    last = {name: used[0] for name in names if (used := audit.recipes(session, name))}
+    streams = {name: audit.stream(session, recipe) for name, recipe in sorted(last.items())}
+    return {name: (found, audit.errors(found)) for name, found in streams.items() if found.drawn}
+
+
+def _audited(audits: dict[str, tuple[Stream, dict[str | None, RunningError]]]) -> Iterator[Metric]:
+    drawn = GaugeMetricFamily(
+        "concord_audits", "Accepted items drawn for the audit, of the recipe last in use", labels=("schema", "verdict")
+    )
+    ends = {
+        end: GaugeMetricFamily(
+            f"concord_audit_error{end}",
+            f"Share of wrong ones among accepted labels{meaning}; without a task: of whole items",
+            labels=("schema", "task"),
+        )
+        for end, meaning in (("", ""), ("_low", ", least of the 95 % interval"), ("_high", ", most of the interval"))
+    }
+    for schema, (found, errors) in audits.items():
+        for verdict, count in (
+            ("counted", len(found.accepted_at)),
+            ("held_back", found.held_back),
+            ("left_out", found.left_out),
+            ("waiting", found.waiting),
+        ):
+            drawn.add_metric((schema, verdict), count)
+        for task, one in errors.items():
+            if one.error is not None:
+                for end, value in (("", one.error.value), ("_low", one.error.low), ("_high", one.error.high)):
+                    ends[end].add_metric((schema, task or ""), value)
+    yield from (drawn, *ends.values())

@@ -38,12 +38,13 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# The parts of the item table that are asked for again and again. As literal SQL, since an index on part of a table
-# serves no bound values.
+# The parts of tables that are asked for again and again. As literal SQL, since an index on part of a table serves no
+# bound values.
 QUEUED = text("state = 'queued'")
 LEASED = text("state = 'leased'")
 FOR_PEOPLE = text("state IN ('review', 'audit')")
 HELD = text("state IN ('review', 'audit') AND lease_owner IS NOT NULL")
+AUDITED = text("outcome = 'audit'")
 
 
 class State(StrEnum):
@@ -152,6 +153,10 @@ class ItemDecision(SQLModel, table=True):
     """The decision on an item: outcome, reasons and the numbers behind them."""
 
     __tablename__ = "decision"
+    __table_args__ = (
+        Index("ix_decision_order", "recipe", "created_at", "item_id"),
+        Index("ix_decision_audit", "recipe", "created_at", "item_id", sqlite_where=AUDITED, postgresql_where=AUDITED),
+    )
 
     item_id: int = Field(primary_key=True, foreign_key="item.id")
     recipe: str | None = Field(default=None, foreign_key="recipe.sha256", max_length=64)

@@ -40,6 +40,7 @@ MAY: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/gold"): CLIENTS,
     ("GET", "/v1/gold/{name}"): CLIENTS,
     ("GET", "/v1/export"): CLIENTS,
+    ("GET", "/v1/audit"): EITHER,
     ("POST", "/v1/reviews/next"): REVIEWERS,
     ("GET", "/v1/reviews"): REVIEWERS,
     ("POST", "/v1/reviews/{item}/resolve"): REVIEWERS,

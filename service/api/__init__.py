@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.api import annotate, batches, export, gold, health, reviews, schemas
+from service.api import annotate, audit, batches, export, gold, health, reviews, schemas
 
 routers = (
     annotate.router,
@@ -10,6 +10,7 @@ routers = (
     schemas.router,
     gold.router,
     reviews.router,
+    audit.router,
     export.router,
     health.router,
 )

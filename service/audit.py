@@ -17,10 +17,9 @@ from sqlmodel import Session, col, select
 
 from service import standards, stored
 from service.errors import NotFound
-from service.labels import Labels
+from service.labels import Labels, plain
 from service.models import AUDITED, Item, ItemDecision, Recipe, Review, State
 from service.schema import Schema
-from service.stored import plain
 
 if TYPE_CHECKING:
     from eval.audit import ErrorDrift, RunningError, Shift, Window

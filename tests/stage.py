@@ -99,6 +99,8 @@ def stage(
                     outcome=play.decision.outcome,
                     reasons=[reason.model_dump(mode="json") for reason in play.decision.reasons],
                     inclusion=play.decision.inclusion,
+                    standard=play.decision.standard,
+                    probability=play.decision.probability,
                 )
             )
     return batch.id, [key(item) for item in items]

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
-from service import audit, db, review
+from service import audit, db, review, standards
 from service.api.audit import SHOWN, AuditReport
 from service.errors import NotFound
 from service.models import Item, Recipe, Review, now
@@ -193,6 +193,20 @@ def test_an_error_within_the_promise_raises_nothing(database: Engine) -> None:
 
 
 # --- drift in what the model says
+
+
+def test_only_what_the_standard_in_force_decided_is_held_to_its_promise(database: Engine) -> None:
+    before = audits(database, 60)
+    settle(database, before, wrong=before)
+    held = {"lines": [{"task": None, "threshold": 0.9, "error": 0.03, "level": 0.95}], "calibrators": {}}
+    with db.begin(database) as session:
+        version = standards.put(session, RECIPE, {}, {"standard": held}).id
+    after = stage(database, [play(audited().model_copy(update={"standard": version}))] * 40)[1]
+    settle(database, after)
+    found = watch(database)
+    assert (found["standard"], found["audits"]["counted"]) == (version, 40)
+    assert [(one["task"], one["promised"], one["raised"]) for one in found["drift"]] == [(None, 0.03, False)]
+    assert found["errors"][0]["error"]["value"] == 0.0
 
 
 @pytest.fixture

@@ -188,6 +188,28 @@ def span_agreement(gold: Sequence[Collection[Mention]], said: Sequence[Collectio
     )
 
 
+def span_verdicts(
+    gold: Collection[Mention], said: Collection[Mention]
+) -> tuple[dict[Mention, str], dict[Mention, str]]:
+    """What became of each mention of one text, in gold and in what was said, by the pairing of `span_agreement`.
+
+    A verdict is `agreed`, `wrong_label` or `wrong_boundary`, each as often on both sides; what is left is `missed` in
+    gold and `spurious` in what was said. Counted over texts they are the numbers of `SpanAgreement`.
+    """
+    only_gold, only_said = set(gold) - set(said), set(said) - set(gold)
+    of_gold, of_said = dict.fromkeys(gold, "agreed"), dict.fromkeys(said, "agreed")
+    found = [(set(only_gold), set(only_said))]
+    _pair_same_place(only_gold, only_said)
+    found.append((set(only_gold), set(only_said)))
+    _pair_overlapping(only_gold, only_said, lambda g, s: g[2] == s[2])
+    found.append((only_gold, only_said))
+    sides = (("wrong_label", "wrong_boundary", "missed"), ("wrong_label", "wrong_boundary", "spurious"))
+    for (in_gold, in_said), verdict, other in zip(found, *sides, strict=True):
+        of_gold.update(dict.fromkeys(in_gold, verdict))
+        of_said.update(dict.fromkeys(in_said, other))
+    return of_gold, of_said
+
+
 def krippendorff_alpha(ratings: Sequence[Sequence[str | None]]) -> Estimate | None:
     """Krippendorff's alpha for nominal labels, in [-1, 1]: 1 is full agreement, 0 what chance gives.
 

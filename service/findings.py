@@ -28,13 +28,13 @@ SURE = 0.9  # probability from which a disagreement speaks against gold
 
 def document(found: Evaluation, name: str, everything: Sequence[Gold], session: Session | None) -> dict[str, Any]:
     """What an evaluation found, without anything promised: {"kind": "evaluation", "made", "gold", "schema", "recipe",
-    "recipe_sha256", "texts", "failed", "cached", "seconds", "tokens", "tasks", "curves", "promises", "checks", "work",
-    "disagreements", "suspects"}.
+    "recipe_sha256", "texts", "failed", "refused", "cached", "seconds", "tokens", "tasks", "curves", "promises",
+    "checks", "work", "disagreements", "suspects"}.
 
     everything: the whole gold set, of which the evaluation may have read a part. session: of the database with what
-    other recipes said; None for none. tasks: as `Evaluation.tasks`, and "confidence" (`eval.calibration.Calibration`)
-    and "ceiling" (`eval.ceiling`, where several people labelled a text). curves: error against coverage, for each
-    task and for `item`, all tasks of a text together.
+    other recipes said; None for none. refused: records that could not be read, for the caller to fill in. tasks: as
+    `Evaluation.tasks`, and "confidence" (`eval.calibration.Calibration`) and "ceiling" (`eval.ceiling`, where several
+    people labelled a text). curves: error against coverage, for each task and for `item`, all tasks of a text together.
     """
     plan = found.plan
     identity = gold_identity(name, everything)
@@ -50,6 +50,7 @@ def document(found: Evaluation, name: str, everything: Sequence[Gold], session: 
         "gold": identity,
         "schema": what,
         **figures,
+        "refused": 0,
         "curves": [curve(found, name, Standard()) for name in ([ITEM] if len(tasks) > 1 else []) + tasks],
         "promises": [],
         "checks": [],

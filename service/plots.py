@@ -101,7 +101,8 @@ def coverage(curve: Mapping[str, Any], stated: float | None, key: str, alt: str)
         axes.plot(x, value, color=BLUE, linewidth=1.6, label="error among accepted")
         if stated is not None:
             axes.axhline(stated, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="error asked for")
-        if chosen := curve["chosen"]:
+        chosen = curve["chosen"]
+        if chosen and chosen["error"] is not None:  # else none of the texts it was tried on was accepted
             at = _middle(chosen["coverage"])
             axes.axvline(at, color=ORANGE, linewidth=1, linestyle=":")
             axes.plot(at, _middle(chosen["error"]), "D", color=ORANGE, markersize=8, label="chosen threshold")

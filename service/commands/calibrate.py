@@ -79,7 +79,7 @@ def calibrate(
         found = asyncio.run(run())
         with err.status("measuring"):
             with db.read(database) as session:
-                document = findings.document(found, part.name, chosen, session)
+                document = findings.document(found, part.name, chosen, session) | {"refused": len(part.refused)}
             identity = {"name": part.name, "sha256": document["gold"]["sha256"]}
             made = standards.make(part.schema, found.gold, found.answers, wanted, confidence, identity)
             document = findings.promised(document, found, made) | {"work": _work(made, items, seconds, price)}

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.agreement import choice_agreement, choice_ceiling, span_agreement, span_ceiling, span_verdicts
+from eval.agreement import choice_agreement, span_agreement, span_verdicts
 from eval.calibration import calibrate, length_bands
+from eval.ceiling import choice_ceiling, span_ceiling
 from eval.compare import ChoiceTask, SpanTask, compare
 from eval.guarantee import promise, work
 from eval.scores import proportion, ranking
@@ -145,7 +146,15 @@ def built_evaluation() -> Plain:
         "tasks": {"mood": choice, "names": names},
         "curves": [curve("item", confidence, right)],
         "promises": promises,
-        "work": plain(work(proportion(60, 100), 1000, 20, 30)),
+        "checks": [
+            {
+                "of": promises[0]["of"],
+                "n": 40,
+                "coverage": plain(proportion(22, 40)),
+                "error": plain(proportion(1, 22)),
+            }
+        ],
+        "work": plain(work(proportion(60, 100), 1000, 20, 30)) | {"price": 30},
         "disagreements": [
             {
                 "id": "1",
@@ -402,7 +411,15 @@ def test_what_is_undefined_is_said_with_its_note() -> None:
         "names": {"kind": "spans", **empty, **more, "confidence": None},
         "nil": {"kind": "choice", **plain(choice_agreement([], [])), **more, "confidence": None},
     }
-    document |= {"curves": [], "promises": [], "work": None, "disagreements": [], "suspects": [], "gold": gold()}
+    document |= {
+        "curves": [],
+        "promises": [],
+        "checks": [],
+        "work": None,
+        "disagreements": [],
+        "suspects": [],
+        "gold": gold(),
+    }
     read = re.sub(r"\s+", " ", " ".join(text for text, _ in Page(html(document)).texts))
     assert f"Cohen’s kappa not defined {alone['notes']['kappa']}" in read
     assert f"Strict F1 not defined {empty['notes']['f1']}" in read

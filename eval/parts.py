@@ -1,6 +1,7 @@
 """Three disjoint parts of a gold set, so that nothing is chosen and scored on the same texts, and what leaks across.
 
-tune: worked examples and prompts are chosen on it. calibrate: confidence and thresholds are fitted on it.
+tune: worked examples are taken from it, prompts are tried on it, and confidence is fitted on it.
+calibrate: a third of it tells whether a prompt is better than another; thresholds are promised on the rest (`use_of`).
 test: touched by nothing but the last measure.
 """
 
@@ -17,9 +18,11 @@ import regex
 from datasketch import MinHash, MinHashLSH
 
 Name = Literal["tune", "calibrate", "test"]
+Use = Literal["tune", "choose", "promise", "test"]
 
 # Calibration has the most: how small an error can be promised depends on it more than anything else does.
 UPTO: tuple[tuple[Name, float], ...] = (("tune", 0.3), ("calibrate", 0.7), ("test", 1.0))
+CHOOSING = 1 / 3  # of the calibrate part
 SHINGLE = 5  # characters
 PERMUTATIONS = 128
 ALIKE = 0.7  # Jaccard similarity of shingles from which two texts are near-duplicates
@@ -44,6 +47,19 @@ def part_of(text: str) -> Name:
     digest = hashlib.sha256(canonical(text).encode()).digest()
     share = int.from_bytes(digest[:8]) / 2**64
     return next(name for name, end in UPTO if share < end)
+
+
+def use_of(text: str) -> Use:
+    """What a text is for: its part, where calibrate is divided into texts to choose by and texts to promise on.
+
+    A promise on texts by which its recipe was chosen would be too good, however often the choice was made; one on the
+    others is not touched by it. By another hash than `part_of`, of the same canonical form.
+    """
+    part = part_of(text)
+    if part != "calibrate":
+        return part
+    digest = hashlib.sha256(f"choose:{canonical(text)}".encode()).digest()
+    return "choose" if int.from_bytes(digest[:8]) / 2**64 < CHOOSING else "promise"
 
 
 def canonical(text: str) -> str:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from service.commands import annotate, calibrate, compare, evaluate, schemas, serve, tune
+from service.commands import annotate, calibrate, compare, evaluate, improve, schemas, serve, tune
 from service.commands.console import err
 from service.errors import ServiceError
 
@@ -24,6 +24,10 @@ schema_app = typer.Typer(no_args_is_help=True, help="Schemas: what may be said o
 schema_app.command("infer")(schemas.infer_schema)
 schema_app.command("check")(schemas.check_schema)
 app.add_typer(schema_app, name="schema")
+prompt_app = typer.Typer(no_args_is_help=True, help="Prompts: how the model is asked.")
+prompt_app.callback()(lambda: None)  # keeps the name of its one command
+prompt_app.command()(improve.improve)
+app.add_typer(prompt_app, name="prompt")
 
 
 def main() -> None:

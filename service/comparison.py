@@ -24,15 +24,15 @@ def document(found: Mapping[str, Evaluation], name: str, everything: Sequence[Go
     """What sets recipes apart: {"kind": "comparison", "made", "gold", "schema", "recipes": {name: figures}, "texts",
     "comparison": asdict of eval.compare.Comparison, "changed"}.
 
-    found: two or more evaluations of the same texts under one schema, by the name they go by. Compared are the texts
-    that all of them could label. everything: the whole gold set. changed: at most 20 items a contrast.
+    found: two or more evaluations of the same texts, by the name they go by, under schemas with the same tasks and
+    labels; the first one's is named. Compared are the texts that all of them could label. everything: the whole gold
+    set. changed: at most 20 items a contrast.
     """
     from eval.compare import compare
 
     schema = next(iter(found.values())).plan.schema
-    rows = _common(found)
-    tasks = {task.name: _sides(task.name, isinstance(task, Choices), rows) for task in schema.tasks}
-    made = compare({task: sides for task, (_, sides) in tasks.items() if sides is not None})
+    tasks = _tasks(found)
+    made = compare(paired(found))
     changed = []
     for contrast in made.contrasts:
         golds = tasks[contrast.task][0]
@@ -49,10 +49,27 @@ def document(found: Mapping[str, Evaluation], name: str, everything: Sequence[Go
         "gold": gold_identity(name, everything),
         "schema": {"name": schema.name, "version": schema.version, "sha256": schema.sha256},
         "recipes": {who: one.figures() for who, one in found.items()},
-        "texts": len(rows),
+        "texts": len(_common(found)),
         "comparison": asdict(made),
         "changed": changed,
     }
+
+
+def paired(found: Mapping[str, Evaluation]) -> dict[str, ChoiceTask | SpanTask]:
+    """Gold and answers of the texts that all of them could label, by task, as `eval.compare.compare` takes them.
+
+    found: evaluations of the same texts, by the name they go by; their schemas have the same tasks and labels. A task
+    without gold is left out.
+    """
+    return {task: sides for task, (_, sides) in _tasks(found).items() if sides is not None}
+
+
+def _tasks(
+    found: Mapping[str, Evaluation],
+) -> dict[str, tuple[list[tuple[Gold, dict[str, Labels]]], ChoiceTask | SpanTask | None]]:
+    rows = _common(found)
+    tasks = next(iter(found.values())).plan.schema.tasks
+    return {task.name: _sides(task.name, isinstance(task, Choices), rows) for task in tasks}
 
 
 def _common(found: Mapping[str, Evaluation]) -> list[tuple[Gold, dict[str, Labels]]]:

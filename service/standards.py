@@ -1,8 +1,8 @@
 """Standards: what the labels of a recipe are held to, made from gold, and kept in versions.
 
-`make` is pure. The gold set's three parts have one use each: on `tune` prompts are chosen and calibrators fitted, on
-`calibrate` thresholds are promised, and `test` tells what came of it. So nothing is promised on texts that helped to
-choose.
+`make` is pure. Every gold text has one use (`eval.parts.use_of`): on `tune` and `choose` prompts are chosen and
+calibrators fitted, on `promise` thresholds are promised, and `test` tells what came of it. So nothing is promised on
+texts that helped to choose.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Made:
     promises: one a stated error, asdict of eval.guarantee.Promise with "of", a task or `item`.
     checks: what came of it on the test part, one a promise with a threshold: "of", "n", and the Estimates "coverage"
     and "error".
-    sizes: texts of each part. left_out: labelled texts that no promise counts, since a person sees them in any case.
+    sizes: texts of each use. left_out: labelled texts that no promise counts, since a person sees them in any case, or
+    since they are worked examples that the prompt may show.
     """
 
     standard: Standard
@@ -70,25 +71,26 @@ def make(
     identity: of the gold set, kept in the calibrators. Raises Invalid for an unknown task or a number out of range.
     """
     from eval.guarantee import promise
-    from eval.parts import part_of
+    from eval.parts import canonical, use_of
 
     _check(schema, errors, level)
-    items: dict[str, list[_Item]] = {"tune": [], "calibrate": [], "test": []}
+    items: dict[str, list[_Item]] = {"tune": [], "choose": [], "promise": [], "test": []}
     sizes = dict.fromkeys(items, 0)
     left_out = 0
+    examples = {canonical(example.text) for example in schema.examples}
     for one, answer in zip(gold, answers, strict=True):
-        part = part_of(one.text)
-        sizes[part] += 1
-        if isinstance(answer, Annotated) and _routed_otherwise(answer):
+        use = use_of(one.text)
+        sizes[use] += 1
+        if isinstance(answer, Annotated) and (_routed_otherwise(answer) or canonical(one.text) in examples):
             left_out += 1
         elif isinstance(answer, Annotated):
-            items[part].append(_Item(one, answer.labels))
-    standard = Standard(calibrators=_calibrators(schema, items["tune"], identity))
+            items[use].append(_Item(one, answer.labels))
+    standard = Standard(calibrators=_calibrators(schema, items["tune"] + items["choose"], identity))
     each = 1 - (1 - level) / max(1, len(errors))  # Bonferroni: the promises hold together
     promises, checks, lines = [], [], []
     for name, error in errors.items():
         task = None if name == ITEM else name
-        confidence, right = _scored(schema, items["calibrate"], standard, task)
+        confidence, right = _scored(schema, items["promise"], standard, task)
         found = promise(confidence, right, error, each)
         promises.append({"of": name, **asdict(found)})
         if found.threshold is None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from service.errors import Invalid, Unavailable
+from service.models import now
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30.0  # how long a writer waits for the one before it
@@ -141,6 +143,14 @@ def read(engine: Engine) -> Iterator[Session]:
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with _answering(), Session(engine.execution_options(**options), expire_on_commit=False) as session:
         yield session
+
+
+def clock(session: Session) -> datetime:
+    """The database's time, which all workers share however wrong their own clocks are."""
+    if session.get_bind().dialect.name == "postgresql":
+        found: datetime = session.exec(select(func.clock_timestamp())).one()
+        return found
+    return now()
 
 
 @contextmanager

@@ -45,6 +45,7 @@ LEASED = text("state = 'leased'")
 FOR_PEOPLE = text("state IN ('review', 'audit')")
 HELD = text("state IN ('review', 'audit') AND lease_owner IS NOT NULL")
 AUDITED = text("outcome = 'audit'")
+UNFINISHED = text("state IN ('queued', 'running')")
 
 
 class State(StrEnum):
@@ -56,6 +57,16 @@ class State(StrEnum):
     review = "review"  # a person must settle it
     audit = "audit"  # accepted, and a person looks all the same
     resolved = "resolved"  # a person has settled it
+    cancelled = "cancelled"
+
+
+class RunState(StrEnum):
+    """An evaluation is in exactly one of these at any moment."""
+
+    queued = "queued"
+    running = "running"  # a process holds it
+    done = "done"
+    failed = "failed"
     cancelled = "cancelled"
 
 
@@ -232,3 +243,41 @@ class StandardVersion(SQLModel, table=True):
     predecessor: int | None = Field(default=None, foreign_key="standard.id")
     body: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
     created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class EvaluationRun(SQLModel, table=True):
+    """An evaluation or a comparison that was asked for, and what came of it.
+
+    prompts: one, or several to be compared. errors: as for `standards.make`. limit: texts that are read; None for all.
+    done, total: texts, each prompt's counted; total is 0 until the gold was read.
+    attempt, fence, lease_owner, lease_until: as of Item.
+    standard: {"recipe", "body", "lacking"} of an evaluation with errors: the arguments of `standards.put`, and why it
+    cannot be put in force, nothing if it can.
+    """
+
+    __tablename__ = "evaluation"
+    __table_args__ = (
+        Index("ix_evaluation_unfinished", "created_at", "id", sqlite_where=UNFINISHED, postgresql_where=UNFINISHED),
+    )
+
+    id: str = Field(default_factory=lambda: uuid4().hex, primary_key=True, max_length=32)
+    client: str = Field(max_length=100)
+    gold: str = Field(max_length=100)
+    schema_id: int = Field(foreign_key="schema_version.id")
+    prompts: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    errors: dict[str, float] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # in their order
+    confidence: float
+    limit: int | None = None
+    state: str = Field(default=RunState.queued, max_length=16)
+    attempt: int = 0
+    fence: int = 0
+    lease_owner: str | None = Field(default=None, max_length=100)
+    lease_until: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    done: int = 0
+    total: int = 0
+    error: str | None = Field(default=None, sa_column=Column(Text))
+    # Not as JSONB, which would forget the order of tasks and prompts.
+    document: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    standard: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+    finished_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))

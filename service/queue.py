@@ -21,10 +21,11 @@ from sqlalchemy import ColumnElement, func, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
-from service import models, route
+from service import db, models, route
 from service.labels import Labels
 from service.models import LEASED, QUEUED, Annotation, Batch, Item, ItemDecision, Recipe, SchemaVersion, State
 from service.review import priority
+from service.stored import cleaned
 
 ATTEMPTS = 3
 
@@ -112,7 +113,7 @@ def claim(session: Session, owner: str, limit: int, lease_seconds: float) -> Cla
     have waited for `lease_seconds` go before fresh items.
     """
     _take_turns(session, owner)
-    clock = _clock(session)
+    clock = db.clock(session)
     _reclaim(session, clock)
     live = _live(session, clock)
     if not live:
@@ -139,7 +140,7 @@ def claim(session: Session, owner: str, limit: int, lease_seconds: float) -> Cla
 
 def renew(session: Session, claim: Claim, lease_seconds: float) -> int:
     """Extend the leases of those items that are still the claim's, and return how many these are."""
-    clock = _clock(session)
+    clock = db.clock(session)
     held = _held(session, claim, [item.id for item in claim.items])
     _update(session, held, {"lease_until": clock + timedelta(seconds=lease_seconds)})
     return len(held)
@@ -155,7 +156,7 @@ def store(session: Session, claim: Claim, results: Sequence[Result]) -> int:
     kept = [result for result in results if result.item_id in held]
     if not kept:
         return 0
-    clock = _clock(session)
+    clock = db.clock(session)
     annotations = [
         {"item_id": result.item_id, "task": task, "recipe": result.recipe, "value": value, "created_at": clock}
         for result in kept
@@ -176,7 +177,7 @@ def release(session: Session, claim: Claim, item_ids: Collection[int], count_att
     """
     held = _held(session, claim, item_ids)
     values: dict[str, Any] = {"state": State.queued, "lease_owner": None, "lease_until": None}
-    values["updated_at"] = _clock(session)
+    values["updated_at"] = db.clock(session)
     if not count_attempt:
         values["attempt"] = Item.attempt - 1
     _update(session, held, values)
@@ -187,14 +188,6 @@ def keep_recipe(session: Session, sha256: str, body: Mapping[str, Any]) -> None:
     """Have the recipe in its table before an annotation names it."""
     row = {"sha256": sha256, "body": dict(body), "created_at": models.now()}
     session.exec(_insert(session, Recipe).on_conflict_do_nothing(), params=[row])
-
-
-def _clock(session: Session) -> datetime:
-    """The database's time, which all workers share however wrong their own clocks are."""
-    if session.get_bind().dialect.name == "postgresql":
-        clock: datetime = session.exec(select(func.clock_timestamp())).one()
-        return clock
-    return models.now()
 
 
 def _take_turns(session: Session, owner: str) -> None:
@@ -317,8 +310,7 @@ def _decision_row(result: Result, clock: datetime) -> dict[str, Any]:
 
 def _clean(reason: dict[str, Any]) -> dict[str, Any]:
     """An engine's message may hold anything; PostgreSQL takes neither NUL nor half a surrogate pair."""
-    detail = str(reason["detail"]).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    return reason | {"detail": detail[:1000]}
+    return reason | {"detail": cleaned(str(reason["detail"]))}
 
 
 def _finish(session: Session, results: Sequence[Result], clock: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What runs beside the requests: the engine, its canary and the workers."""
+"""What runs beside the requests: the engine, its canary, the workers and the evaluator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from sqlalchemy import Engine as Database
 
-from service import batches, db, prompt, schema, worker
+from service import batches, db, evaluator, prompt, schema, worker
 from service.auth import Keys
 from service.engine import Engine, open_engine
 from service.errors import Conflict, EngineError, Invalid, ServiceError
@@ -160,6 +160,8 @@ class Running:
             )
             for _ in range(self.settings.workers)
         ]
+        evaluating = evaluator.work(owner, self.database, self._engine, self.settings, self._stop)
+        self._workers.append(asyncio.create_task(evaluating))
 
     async def _stop_workers(self) -> None:
         """They give back what they hold. What does not end in time is cut off, and its leases end by themselves."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from service.annotate import Annotated, Failure
@@ -43,6 +44,17 @@ class Made:
     sizes: dict[str, int]
     left_out: int
     notes: dict[str, str] = field(default_factory=dict)
+
+    def body(self, recipe: Mapping[str, Any], identity: Mapping[str, str]) -> dict[str, Any]:
+        """What `put` keeps: the standard and all that it rests on. recipe: its body. identity: of the gold set."""
+        return {
+            "standard": self.standard.model_dump(mode="json"),
+            "recipe": dict(recipe),
+            "gold": dict(identity),
+            "promises": self.promises,
+            "checks": self.checks,
+            "parts": self.sizes,
+        }
 
     @property
     def lacking(self) -> list[str]:
@@ -142,7 +154,7 @@ def put(session: Session, recipe: str, body: Mapping[str, Any], made: Mapping[st
     """Put a standard in force for a recipe. made: "standard", and whatever tells how it was made. Nothing is lost: the
     one before stays, as `predecessor`."""
     keep_recipe(session, recipe, body)
-    before = _newest(session, recipe)
+    before = newest(session, recipe)
     row = StandardVersion(recipe=recipe, predecessor=before.id if before else None, body=dict(made))
     session.add(row)
     session.flush()
@@ -151,7 +163,7 @@ def put(session: Session, recipe: str, body: Mapping[str, Any], made: Mapping[st
 
 def in_force(session: Session, recipe: str) -> Standard | None:
     """What the labels of the recipe are held to now; None where no standard was ever put in force."""
-    row = _newest(session, recipe)
+    row = newest(session, recipe)
     return Standard.model_validate(row.body["standard"]).model_copy(update={"version": row.id}) if row else None
 
 
@@ -160,19 +172,29 @@ def restore(session: Session, version: int) -> StandardVersion:
     row = session.get(StandardVersion, version)
     if row is None:
         raise NotFound(f"no standard {version}")
-    before = _newest(session, row.recipe)
+    before = newest(session, row.recipe)
     again = StandardVersion(recipe=row.recipe, predecessor=before.id if before else None, body=row.body)
     session.add(again)
     session.flush()
     return again
 
 
-def history(session: Session) -> list[StandardVersion]:
-    """All standards, the newest first."""
-    return list(session.exec(select(StandardVersion).order_by(col(StandardVersion.id).desc())))
+def history(session: Session, before: int | None = None, limit: int | None = None) -> list[StandardVersion]:
+    """Standards, the newest first: all, or at most `limit` of those older than the version `before`."""
+    query = select(StandardVersion).order_by(col(StandardVersion.id).desc())
+    if before is not None:
+        query = query.where(col(StandardVersion.id) < before)
+    return list(session.exec(query.limit(limit)))
 
 
-def _newest(session: Session, recipe: str) -> StandardVersion | None:
+def versions_in_force(session: Session) -> set[int]:
+    """The version that is in force for each recipe."""
+    query = select(func.max(StandardVersion.id)).group_by(col(StandardVersion.recipe))
+    return {version for version in session.exec(query) if version is not None}
+
+
+def newest(session: Session, recipe: str) -> StandardVersion | None:
+    """The standard in force for the recipe, as it was stored; None where there is none."""
     query = select(StandardVersion).where(StandardVersion.recipe == recipe).order_by(col(StandardVersion.id).desc())
     return session.exec(query.limit(1)).first()
 

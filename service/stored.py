@@ -43,6 +43,12 @@ def storable(text: str) -> bool:
     return True
 
 
+def cleaned(message: str) -> str:
+    """A message that may hold anything, as it can be stored: its first 1,000 characters, what no database takes
+    replaced."""
+    return message.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[:1000]
+
+
 def least_confidence(labels: Labels) -> float | None:
     """The least of all confidences in the labels, also that no mention was missed; None where none is stated."""
     stated = [choice.confidence for choice in labels.choices.values()]

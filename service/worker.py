@@ -16,8 +16,8 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,7 @@ _sleepers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
 
 
 def wake() -> None:
-    """Have every worker of this process look into the queue now. From any thread; right after a batch is committed."""
+    """Have all workers of this process look into their queues now. From any thread; right after work is committed."""
     for event, loop in list(_sleepers.items()):
         loop.call_soon_threadsafe(event.set)
 
@@ -71,20 +71,19 @@ async def work(
     prompts: the folder of prompt files. Outages of engine and database are waited for, and logged; they raise nothing.
     """
     worker = _Worker(owner, database, engine, settings, prompts, annotate)
-    with _listening(worker.news):
-        relay = asyncio.create_task(_relay(stop, worker.news))
-        try:
-            await worker.run(stop)
-        finally:
-            relay.cancel()
+    async with listening(worker.news, stop):
+        await worker.run(stop)
 
 
-@contextmanager
-def _listening(news: asyncio.Event) -> Iterator[None]:
+@asynccontextmanager
+async def listening(news: asyncio.Event, stop: asyncio.Event) -> AsyncIterator[None]:
+    """`news` is set at every `wake`, and when `stop` is."""
     _sleepers[news] = asyncio.get_running_loop()
+    relay = asyncio.create_task(_relay(stop, news))
     try:
         yield
     finally:
+        relay.cancel()
         del _sleepers[news]
 
 

@@ -41,6 +41,14 @@ MAY: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/gold/{name}"): CLIENTS,
     ("GET", "/v1/export"): CLIENTS,
     ("GET", "/v1/audit"): EITHER,
+    ("POST", "/v1/evaluations"): CLIENTS,
+    ("GET", "/v1/evaluations"): CLIENTS,
+    ("GET", "/v1/evaluations/{evaluation}"): CLIENTS,
+    ("GET", "/v1/evaluations/{evaluation}/report"): CLIENTS,
+    ("POST", "/v1/evaluations/{evaluation}/cancel"): CLIENTS,
+    ("POST", "/v1/standards"): CLIENTS,
+    ("GET", "/v1/standards"): EITHER,
+    ("POST", "/v1/standards/{standard}/restore"): CLIENTS,
     ("POST", "/v1/reviews/next"): REVIEWERS,
     ("GET", "/v1/reviews"): REVIEWERS,
     ("POST", "/v1/reviews/{item}/resolve"): REVIEWERS,
@@ -75,7 +83,9 @@ def test_the_matrix_names_every_route(guarded: TestClient) -> None:
 def test_a_route_opens_to_whom_it_should_and_to_nobody_else(
     guarded: TestClient, method: str, path: str, who: str
 ) -> None:
-    response = guarded.request(method, path.format(batch="b", name="n", item=1), headers=HEADERS[who])
+    response = guarded.request(
+        method, path.format(batch="b", name="n", item=1, evaluation="e", standard=1), headers=HEADERS[who]
+    )
     if who in MAY[method, path]:
         assert response.status_code not in (401, 403)
     else:

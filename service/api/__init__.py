@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from service.api import annotate, audit, batches, export, gold, health, reviews, schemas
+from service.api import annotate, audit, batches, evaluations, export, gold, health, reviews, schemas, standards
 
 routers = (
     annotate.router,
     batches.router,
     schemas.router,
     gold.router,
+    evaluations.router,
+    standards.router,
     reviews.router,
     audit.router,
     export.router,

@@ -88,9 +88,8 @@ def calibrate(
         if apply:
             if made.lacking:
                 raise Invalid("nothing was put in force, since not all of it can be promised")
-            body: Document = {"standard": made.standard.model_dump(mode="json"), "recipe": found.plan.body}
-            body |= {"gold": identity, "promises": made.promises, "checks": made.checks, "parts": made.sizes}
             with db.begin(database) as session:
+                body = made.body(found.plan.body, identity)
                 row = standards.put(session, found.plan.sha256, found.plan.body, body)
             before = f"; before it: {row.predecessor}" if row.predecessor else ""
             out.print(f"standard {row.id} is in force for {_recipe(row)}{before}")

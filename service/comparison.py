@@ -26,7 +26,7 @@ def document(found: Mapping[str, Evaluation], name: str, everything: Sequence[Go
 
     found: two or more evaluations of the same texts, by the name they go by, under schemas with the same tasks and
     labels; the first one's is named. Compared are the texts that all of them could label. everything: the whole gold
-    set. changed: at most 20 items a contrast.
+    set. changed: at most 20 items a contrast, of every kind some.
     """
     from eval.compare import compare
 
@@ -37,8 +37,8 @@ def document(found: Mapping[str, Evaluation], name: str, everything: Sequence[Go
     for contrast in made.contrasts:
         golds = tasks[contrast.task][0]
         kinds = {"gained": contrast.gained, "lost": contrast.lost, "still_wrong": contrast.still_wrong}
-        listed = [(kind, place) for kind, places in kinds.items() for place in places][:SHOWN]
-        for kind, place in listed:
+        in_turn = sorted((turn, kind, place) for kind, places in kinds.items() for turn, place in enumerate(places))
+        for _, kind, place in in_turn[:SHOWN]:
             gold, said = golds[place]
             answers = {who: plain(said[who])[contrast.task] for who in (contrast.first, contrast.second)}
             entry = {"id": gold.id, "text": gold.text, "task": contrast.task, "gold": plain(gold.labels)[contrast.task]}

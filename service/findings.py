@@ -157,7 +157,8 @@ def suspects(found: Evaluation, session: Session | None) -> list[dict[str, Any]]
                 o for o in found.gold if o.text == gold.text and standards.agrees(gold.labels, o.labels, task) is False
             ]
             voices = [f"labels as sure as this agree with people in {probability:.0%} of cases"]
-            voices += [f"{len(reads)} other recipe{'s' * (len(reads) > 1)} say the same"] if reads else []
+            voices += [f"{len(reads)} other recipes say the same"] if len(reads) > 1 else []
+            voices += ["1 other recipe says the same"] if len(reads) == 1 else []
             voices += [f"the same text has another label in {', '.join(o.id for o in same)}"] if same else []
             listed.append(_entry(gold, said, task) | {"reason": "; ".join(voices), "weight": probability + len(same)})
     listed.sort(key=lambda entry: -entry["weight"])
@@ -174,7 +175,7 @@ def _confidence(task: str, found: Evaluation, identity: Mapping[str, Any]) -> di
     for name in sorted({key for gold, *_ in rows for key, value in gold.meta.items() if isinstance(value, str | int)}):
         values = [str(gold.meta.get(name, "")) for gold, *_ in rows]
         if 1 < len(set(values)) <= SLICES:
-            slices[name] = values
+            slices[name if name not in slices else f"meta.{name}"] = values
     made = calibrate(
         [row[2] for row in rows],
         [row[3] for row in rows],

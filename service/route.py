@@ -224,7 +224,8 @@ def score(labels: Labels, task: str | None = None) -> float | None:
         for name, one in said.items()
         if task is None or name == task
     ]
-    return math.prod(x for x in stated if x is not None) if stated and None not in stated else None
+    # In order of size: the same whatever the order of the tasks, which a database may change.
+    return math.prod(sorted(x for x in stated if x is not None)) if stated and None not in stated else None
 
 
 def refuse(code: Code, detail: str) -> Decision:
@@ -236,12 +237,14 @@ def _shortfalls(labels: Labels, standard: Standard) -> list[Reason]:
     reasons = []
     for line in standard.lines:
         found = score(labels, line.task)
-        if found is None or found >= line.threshold:  # not stated: of a task that was not asked
+        if found is not None and found >= line.threshold:
             continue
-        named = line.task or min({**labels.choices, **labels.mentions}, key=lambda task: score(labels, task) or 0.0)
-        choice = labels.choices.get(named)
-        what = "the label" if line.task else "the whole item"
-        detail = f"{what}, for at most {100 * line.error:.3g} % wrong among accepted"
+        detail = f"{'the label' if line.task else 'the whole item'}, "
+        detail += f"for at most {100 * line.error:.3g} % wrong among accepted"
+        detail += "; how sure it is was not stated" if found is None else ""
+        said = [*labels.choices, *labels.mentions]
+        named = line.task or min(said, key=lambda task: score(labels, task) or 0.0, default=None)
+        choice = labels.choices.get(named or "")
         reasons.append(_low(named, choice.label if choice else None, found, line.threshold, detail))
     return reasons
 
@@ -275,7 +278,7 @@ def _doubts(labels: Labels, policy: Policy) -> list[Reason]:
     return reasons
 
 
-def _low(task: str, label: str | None, value: float, threshold: float, detail: str = "") -> Reason:
+def _low(task: str | None, label: str | None, value: float | None, threshold: float, detail: str = "") -> Reason:
     return Reason(code=Code.low_confidence, task=task, label=label, value=value, threshold=threshold, detail=detail)
 
 

@@ -21,6 +21,7 @@ from service.files import read_records
 from service.labels import Labels, from_row, plain
 from service.schema import Schema
 from service.settings import PROJECT, Settings
+from service.stored import check_storable
 
 OTHER = "other"  # how a label that means none of these is shown
 
@@ -156,6 +157,10 @@ def read_file(source: str, schema_name: str | None, settings: Settings, split: S
             raise Invalid(
                 f"{where}expected a text in the field 'text', found {', '.join(map(str, record)) or 'nothing'}"
             )
+        try:
+            check_storable(record["text"])
+        except ValueError as error:
+            raise Invalid(f"{where}{error}") from None
         gold.append(_gold(record, what, number, where))
     return Part(name, name, what, {split: tuple(gold)}, _other(what), 0)
 
@@ -167,15 +172,16 @@ def _gold(record: Mapping[str, Any], what: Schema, number: int, where: str = "")
         from_row(record, record["text"], what, where),
         str(record.get("id", number)),
         meta if isinstance(meta, Mapping) else {},
-        dict(_people(record, what)),
+        dict(_people(record, what, where)),
     )
 
 
-def _people(record: Mapping[str, Any], what: Schema) -> Iterator[tuple[str, Labels]]:
+def _people(record: Mapping[str, Any], what: Schema, where: str) -> Iterator[tuple[str, Labels]]:
     """Who said what, from the field "annotations"; without those who were asked for some of the labels only."""
-    for said in record.get("annotations") or ():
+    listed = record.get("annotations")
+    for said in listed if isinstance(listed, list) else ():
         if isinstance(said, Mapping) and isinstance(said.get("annotator"), str) and "labels" not in said:
-            yield said["annotator"], from_row(said, record["text"], what, f"annotations, {said['annotator']}: ")
+            yield said["annotator"], from_row(said, record["text"], what, f"{where}annotations, {said['annotator']}: ")
 
 
 def _plain(name: str) -> str:

@@ -36,6 +36,7 @@ class Made:
     and "error".
     sizes: texts of each use. left_out: labelled texts that no promise counts, since a person sees them in any case, or
     since they are worked examples that the prompt may show.
+    notes: "sample", what speaks against the texts being a random sample of those to come.
     """
 
     standard: Standard
@@ -109,7 +110,8 @@ def make(
             continue
         lines.append(Line(task=task, threshold=found.threshold, error=error, level=each))
         checks.append(_check_on_test(name, *_scored(schema, items["test"], standard, task), lines[-1].threshold))
-    return Made(standard.model_copy(update={"lines": tuple(lines)}), promises, checks, sizes, left_out)
+    notes = _notes([one.gold.text for one in items["calibrate"]])
+    return Made(standard.model_copy(update={"lines": tuple(lines)}), promises, checks, sizes, left_out, notes)
 
 
 def scored(
@@ -210,6 +212,14 @@ def _check(schema: Schema, errors: Mapping[str, float], level: float) -> None:
             raise Invalid(f"error of {name}: expected a share between 0 and 1, such as 0.03, not {error}")
     if not 0 < level < 1:
         raise Invalid(f"confidence: expected a share between 0 and 1, such as 0.95, not {level}")
+
+
+def _notes(texts: Sequence[str]) -> dict[str, str]:
+    repeats = len(texts) - len(set(texts))
+    if not repeats:
+        return {}
+    found = f"{repeats} of the {len(texts)} texts that promises rest on repeat others"
+    return {"sample": f"{found}: what is promised holds only if texts to come repeat as often"}
 
 
 def _routed_otherwise(answer: Annotated) -> bool:

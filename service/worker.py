@@ -395,7 +395,8 @@ def _result(item: Claimed, outcome: Annotated | Failure, brief: _Brief, seed: in
     if isinstance(gold, str):
         mismatch = Reason(code=Code.gold_mismatch, detail=gold)
         earlier = decision.reasons if decision.outcome is Outcome.review else ()
-        decision = Decision(outcome=Outcome.review, reasons=(*earlier, mismatch))
+        changed = {"outcome": Outcome.review, "reasons": (*earlier, mismatch), "inclusion": None}
+        decision = decision.model_copy(update=changed)
     return Result(item.id, decision, labels, brief.plan.sha256)
 
 

@@ -11,8 +11,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
-from service import db
+from service import db, standards
 from service.errors import EngineError
+from service.route import Line, Standard
 from tests.serving import Sticks, error, finished, post_batch, rows, serving, until
 
 TEXTS = ("The Samsung is broken", "I doubt it", "fail")
@@ -41,6 +42,29 @@ def test_a_row_of_annotate_has_the_fields_of_a_row_of_results(client: TestClient
     batch = post_batch(client, *TEXTS, key="same-fields", policy={"audit_share": 0})
     finished(client, batch)
     assert rows(client.get(f"/v1/batches/{batch}/results")) == now
+
+
+def test_labels_are_decided_by_the_standard_that_is_in_force(tmp_path: Path) -> None:
+    body: dict[str, Any] = {"texts": ["The Samsung is broken"], "schema": "mood"}
+    with serving(tmp_path) as client:
+        (before,) = client.post("/v1/annotate", json=body).json()["rows"]
+        line = Line(task="sentiment", threshold=0.95, error=0.03, level=0.95)
+        database = db.connect(f"sqlite:///{tmp_path}/concord.db")
+        with db.begin(database) as session:
+            made = {"standard": Standard(lines=(line,)).model_dump(mode="json")}
+            version = standards.put(session, before["recipe"], {}, made).id
+        database.dispose()
+        (after,) = client.post("/v1/annotate", json=body).json()["rows"]
+        own = body | {"policy": {"choice_confidence": 0.5}}
+        (by_policy,) = client.post("/v1/annotate", json=own).json()["rows"]
+        batch = post_batch(client, *body["texts"], policy={"audit_share": 0})
+        finished(client, batch)
+        (stored,) = rows(client.get(f"/v1/batches/{batch}/results"))
+    assert (before["decision"], after["decision"], by_policy["decision"]) == ("accepted", "review", "accepted")
+    assert (after["standard"], after["reasons"][0]["threshold"]) == (version, 0.95)
+    assert 0 < after["probability"] < 0.9
+    assert "standard" not in before.keys() | by_policy.keys()
+    assert stored == after
 
 
 def test_nothing_annotated_at_once_is_stored(fresh: TestClient) -> None:

@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from service import schema
+from service.__main__ import app
+from service.engine import Completion, Request
+from service.engine.scripted import Scripted, completion
 from service.files import read_records
 from service.settings import PROJECT
 
@@ -122,3 +126,70 @@ def test_the_doctor_says_what_is_wrong(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "problem" in done.stdout and "127.0.0.1:9" in done.stdout
+
+
+def _answer(request: Request) -> Completion:
+    text = request.messages[-1].content.rpartition("Text: ")[2]
+    return completion(" good", logprob=-0.9 if "doubt" in text else -0.02)
+
+
+def _gold_file(folder: Path) -> tuple[str, str]:
+    """Texts of which every other one is doubtful, and half of these wrong; and their schema."""
+    words = [f"{a}{b}{c}" for a in "bdfgklmnpr" for b in "aeiou" for c in "bdfgk"]
+    records = [
+        {"text": f"{word} {'sure' if n % 2 else 'doubt'}", "mood": "bad" if n % 4 == 2 else "good"}
+        for n, word in enumerate(words)
+    ]
+    (folder / "gold.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "mood.yaml").write_text(schema.to_yaml(schema.infer("mood", records)))
+    return str(folder / "gold.jsonl"), str(folder / "mood.yaml")
+
+
+def test_from_gold_to_labels_that_are_accepted_by_a_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Scripted(_answer)
+    monkeypatch.setattr("service.commands.console.open_engine", lambda _: engine)
+    monkeypatch.setenv("CONCORD_DATABASE_URL", f"sqlite:///{tmp_path}/concord.db")
+    monkeypatch.setenv("COLUMNS", "200")
+    gold, what = _gold_file(tmp_path)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        found = CliRunner().invoke(app, list(arguments))
+        assert found.exit_code == code, (found.output, found.exception)
+        return found.stdout
+
+    calibrate = ["calibrate", gold, "--schema", what, "--error", "mood=0.08", "--confidence", "0.9"]
+    told = run(*calibrate, "--json", str(tmp_path / "told.json"))
+    assert "mood: at most 8 % of accepted labels wrong, 90 % sure: accept from " in told
+    assert "nothing was changed" in told
+    asked = len(engine.requests)
+    assert asked == 250
+    assert "no standard was ever put in force" in run("standards")
+    document = json.loads((tmp_path / "told.json").read_text())
+    assert {curve["of"] for curve in document["curves"]} == {"mood"}
+    assert document["work"]["items"] == 1000
+
+    assert "standard 1 is in force for mood.v1" in run(*calibrate, "--apply")
+    assert len(engine.requests) == asked  # all of it was known
+    assert "standard 2 is in force" in run("calibrate", gold, "--schema", what, "--apply")  # calibrators alone
+    assert "standard 3, which is 1 again, is in force" in run("standards", "--restore", "1")
+    run("annotate", gold, "--schema", what, "--out", str(tmp_path / "out.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["standard"] for row in rows} == {3}
+    for row in rows:
+        assert (row["decision"] == "review") == ("doubt" in row["text"])
+        assert row["probability"] == pytest.approx(row["mood"]["probability"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "--error", "much"], "--error much: expected a share such as 0.03"),
+        (["compare", "--prompt", "line.v1", "--prompt", "line.v1"], "two or more different prompts"),
+    ],
+)
+def test_a_senseless_question_is_one_clear_line_and_opens_no_engine(arguments: list[str], message: str) -> None:
+    command, *options = arguments
+    done = concord(command, "eval/gold/support.jsonl", *options)
+    assert done.returncode == 1
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr

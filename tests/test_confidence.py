@@ -6,9 +6,11 @@ import math
 
 import pytest
 
-from service.confidence import Reader, combine
+from service.confidence import Reader, calibrated, combine
 from service.engine import Completion, Token
+from service.labels import Choice, Labels, Mentions, Span
 from service.parse import parse
+from service.route import Calibrators, Standard
 from service.schema import Schema
 from service.wire import WIRES
 from service.words import windows
@@ -108,3 +110,35 @@ def test_a_text_of_several_windows_has_the_mean_of_their_choices_weighted_by_wor
     choice = combine(task, parts, weights=[100, 300])
     assert (choice.label, choice.confidence) == ("bad", pytest.approx(0.625))
     assert [(a.label, a.confidence) for a in choice.alternatives] == [("good", pytest.approx(0.375))]
+
+
+def calibrator(*knots: tuple[float, float]) -> dict[str, object]:
+    kind = "isotonic" if knots else "identity"
+    known = {"n": 40, "texts": 40, "slope": 1.0, "intercept": 0.0, "losses": {}, "gold": {}, "note": ""}
+    return known | {"kind": kind, "knots": [list(knot) for knot in knots]}
+
+
+def test_calibration_adds_probabilities_and_leaves_what_the_model_said() -> None:
+    spans = tuple(Span(start=n, end=n + 1, label="person", text="A", confidence=0.5) for n in range(2))
+    said = Labels(
+        choices={"intent": Choice(label="refund", confidence=0.75), "other": Choice(label="x", confidence=0.9)},
+        mentions={"names": Mentions(spans=spans, complete=0.8)},
+    )
+    each, whole = calibrator((0.0, 0.0), (0.5, 0.2), (1.0, 0.6)), calibrator((0.0, 0.1), (1.0, 1.0))
+    standard = Standard(calibrators={"intent": Calibrators(each=each), "names": Calibrators(each=each, whole=whole)})
+    found = calibrated(said, standard)
+    assert found.choices["intent"].probability == pytest.approx(0.4)
+    assert found.choices["other"] == said.choices["other"]  # nothing is known of this task
+    names = found.mentions["names"]
+    assert [span.probability for span in names.spans] == pytest.approx([0.2, 0.2])
+    assert names.probability == pytest.approx(0.1 + 0.9 * 0.2)  # of 0.5 * 0.5 * 0.8
+    assert names.confidence == said.mentions["names"].confidence
+    stripped = {"choices": {"intent": {"probability"}}, "mentions": {"names": {"probability", "spans"}}}
+    assert found.model_dump(exclude=stripped) == said.model_dump(exclude=stripped)
+
+
+def test_what_does_not_say_how_sure_it_is_has_no_probability() -> None:
+    said = Labels(choices={"intent": Choice(label="refund")}, mentions={"names": Mentions()})
+    same = {task: Calibrators(each=calibrator(), whole=calibrator()) for task in ("intent", "names")}
+    assert calibrated(said, Standard(calibrators=same)) == said
+    assert calibrated(said, Standard()) == said

@@ -9,14 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 from sqlmodel import Session, SQLModel, select
 
 from service import db
 from service.errors import Invalid, Unavailable
-from service.models import Recipe
+from service.models import ItemDecision, Recipe
 
 
 def _add(session: Session, sha256: str) -> None:
@@ -127,3 +129,45 @@ def test_a_database_that_is_away_is_unavailable_and_its_message_holds_no_values(
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(Invalid):
         db.connect(url)
+
+
+def _move(database: Engine, version: str) -> None:
+    with database.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(db.MIGRATIONS))
+        config.attributes["connection"] = connection
+        (command.downgrade if version.startswith("-") else command.upgrade)(config, version.removeprefix("-"))
+
+
+def test_what_was_decided_before_there_were_standards_is_kept(empty_database_url: str) -> None:
+    database = db.connect(empty_database_url)
+    _move(database, "0001")
+    at = "'2026-01-01 00:00:00'"
+    rows = [
+        f"INSERT INTO recipe (sha256, body, created_at) VALUES ('r', '{{}}', {at})",
+        "INSERT INTO schema_version (id, name, version, sha256, body, created_at) "
+        f"VALUES (1, 'notes', 1, 's', '{{}}', {at})",
+        "INSERT INTO batch (id, client, key, content_sha256, schema_id, prompt, policy, total, created_at) "
+        f"VALUES ('b', 'c', 'k', 'h', 1, 'line.v1', '{{\"complete\": 0.5}}', 2, {at})",
+    ]
+    for n, recipe in ((1, "'r'"), (2, "NULL")):
+        rows += [
+            "INSERT INTO item (id, batch_id, position, ref, text, text_sha256, meta, state, attempt, fence, priority, "
+            f"updated_at) VALUES ({n}, 'b', {n}, '{n}', 'x', 'x', '{{}}', 'accepted', 1, 1, 0, {at})",
+            "INSERT INTO decision (item_id, recipe, outcome, reasons, inclusion, created_at) "
+            f"VALUES ({n}, {recipe}, 'accepted', '[{{\"code\": \"audit\"}}]', 0.02, {at})",
+        ]
+    with database.begin() as connection:
+        for row in rows:
+            connection.exec_driver_sql(row)
+    for _ in range(2):
+        db.migrate(database)
+        with db.read(database) as session:
+            found = session.exec(select(ItemDecision).order_by(ItemDecision.item_id)).all()  # type: ignore[arg-type]
+            assert [(one.item_id, one.recipe, one.inclusion) for one in found] == [(1, "r", 0.02), (2, None, 0.02)]
+            assert {(one.standard, one.probability) for one in found} == {(None, None)}
+            assert found[0].reasons == [{"code": "audit"}]
+        with database.begin() as connection, pytest.raises(Exception, match=r"(?i)foreign key"):
+            connection.exec_driver_sql("UPDATE decision SET standard = 99")
+        _move(database, "-0001")
+    database.dispose()

@@ -38,7 +38,7 @@ def gold(text: str, mood: str, *names: str) -> Gold:
 
 def measure(texts: list[Gold], engine: Scripted) -> tuple[Evaluation, int]:
     done = []
-    found = asyncio.run(evaluate(texts, Plan(WHAT, LINE, engine.identity), engine, lambda: done.append(1)))
+    found = asyncio.run(evaluate(texts, Plan(WHAT, LINE, engine.identity), engine, None, lambda: done.append(1)))
     return found, len(done)
 
 
@@ -46,7 +46,10 @@ def test_agreement_counts_what_has_labels_and_names_what_failed() -> None:
     texts = [gold("Ann smiles", "good", "Ann"), gold("Bob cries", "bad", "Bob"), gold("nobody", "bad")]
     answers = [" good | Ann = person", " good | Bob = person", EngineError("down", retryable=True)]
     found, advanced = measure(texts, Scripted(answers))
-    assert (found.texts, found.failed, advanced) == (3, 1, 3)
+    figures = found.figures()
+    assert (figures["texts"], figures["failed"], figures["cached"], advanced) == (3, 1, 0, 3)
+    assert figures["recipe_sha256"] == found.plan.sha256
+    assert [one.text for one, _ in found.pairs] == ["Ann smiles", "Bob cries"]
     assert found.tasks["mood"]["exact"]["value"] == 0.5
     assert found.tasks["names"]["f1"]["value"] == 1.0
     assert row("mine", WHAT, found)[:2] == ["mine", "3"]

@@ -80,3 +80,22 @@ def test_margin_is_the_distance_to_the_best_runner_up() -> None:
     )
     assert choice.margin == pytest.approx(0.45)
     assert Choice(label="good").margin is None
+
+
+def test_all_mentions_of_a_text_together_are_as_sure_as_their_product() -> None:
+    span = Span(start=0, end=3, label="person", text="Ann", confidence=0.5)
+    assert Mentions(spans=(span, span), complete=0.8).confidence == pytest.approx(0.2)
+    assert Mentions(complete=0.8).confidence == 0.8
+    assert Mentions(spans=(span,)).confidence is None
+    assert Mentions(spans=(span.model_copy(update={"confidence": None}),), complete=0.8).confidence is None
+
+
+def test_a_row_tells_the_probability_where_there_is_one_and_reads_back_without() -> None:
+    span = Span(start=0, end=3, label="person", text="Ann", confidence=0.5, probability=0.7)
+    choice = Choice(label="good", confidence=0.9, probability=0.8)
+    labels = Labels(choices={"mood": choice}, mentions={"names": Mentions(spans=(span,), complete=0.9)})
+    row = to_row(labels, "Ann")
+    assert (row["mood"]["probability"], row["names"][0]["probability"]) == (0.8, 0.7)
+    assert "probability" not in to_row(from_row(row, "Ann", SCHEMA), "Ann")["mood"]
+    stored = {"spans": [{"start": 0, "end": 3, "label": "person", "text": "Ann", "confidence": 0.5}], "complete": 0.9}
+    assert Mentions.model_validate(stored).probability is None  # stored before there were probabilities

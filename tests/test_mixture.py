@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import sets
-from service.mixture import INJECTIONS, OUTSIDE, Pack, Training, held_out, plan, questions
+from service.mixture import INJECTIONS, OUTSIDE, STRANGE, Pack, Training, held_out, plan, questions
 from service.parse import parse
 from service.prompt import Prompt, load
 from service.sets import Gold, GoldSet, Part, read_part
@@ -211,3 +211,18 @@ def test_random_state_outside_is_left_alone() -> None:
     before = random.getstate()
     plan(PARTS, TRAINING)
     assert random.getstate() == before
+
+
+def test_texts_of_strangers_are_none_of_these_and_come_only_where_that_can_be_said() -> None:
+    records = wishes() + [{"text": f"it is nothing of that {n}", "intent": "oos"} for n in range(60)]
+    mine = part("wishes", records, 1500, other="oos", strangers=("feelings",))
+    packs = plan([mine, part("feelings", feelings(), 0), part("names", names(), 0)], Training(sets={}, injected=0.0))
+    strange = [gold for pack in packs for gold in pack.gold if "this is" in gold.text]
+    assert len(strange) / sum(len(pack.gold) for pack in packs) == pytest.approx(STRANGE, abs=0.05)
+    assert {gold.labels.choices["intent"].label for gold in strange} == {"oos"}
+    assert {pack.name for pack in packs} == {"wishes"}
+    assert not any("met Bob" in gold.text for pack in packs for gold in pack.gold)  # no stranger of that name
+    without = plan([part("wishes", wishes(), 300, strangers=("feelings",)), part("feelings", feelings(), 0)], TRAINING)
+    for pack in without:
+        offered = {label.name for label in pack.schema.choices[0].labels}
+        assert "other" in offered or not any("this is" in gold.text for gold in pack.gold)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.labels import Alternative, Choice, Labels, Mentions, Span
-from service.route import Code, Evidence, Measured, Outcome, Policy, decide, lot, refuse
+from service.route import Code, Evidence, Line, Measured, Outcome, Policy, Standard, decide, lot, refuse, score
 
 SURE = Evidence(draw=0.99)
 
@@ -115,3 +115,103 @@ def test_accepted_means_that_every_number_reached_its_threshold(a: float, b: flo
         and d >= policy.complete
     )
     assert (decision.outcome is Outcome.accepted) == reached
+
+
+# --- by a standard ----------------------------------------------------------------------------------------------------
+
+
+def held(*lines: tuple[str | None, float]) -> Evidence:
+    drawn = tuple(Line(task=task, threshold=threshold, error=0.03, level=0.95) for task, threshold in lines)
+    return Evidence(draw=0.99, standard=Standard(version=7, lines=drawn))
+
+
+def test_a_standard_decides_alone_and_says_which_it_was() -> None:
+    doubtful = labels(confidence=0.5, second=0.49, span=0.1, complete=0.1)
+    decision = decide(doubtful, Policy(), held(("mood", 0.5)))
+    assert (decision.outcome, decision.standard, decision.inclusion) == (Outcome.accepted, 7, 0.02)
+    assert decision.probability == pytest.approx(0.5 * 0.1 * 0.1)
+    assert decision.row() == {
+        "decision": "accepted",
+        "reasons": [],
+        "standard": 7,
+        "probability": decision.probability,
+    }
+
+
+def test_every_line_that_is_not_reached_is_a_reason_with_its_numbers() -> None:
+    decision = decide(labels(), Policy(), held(("mood", 0.96), ("names", 0.85), (None, 0.9)))
+    assert (decision.outcome, decision.standard) == (Outcome.review, 7)
+    mood, names, item = decision.reasons
+    assert (mood.code, mood.task, mood.label, mood.threshold) == (Code.low_confidence, "mood", "good", 0.96)
+    assert (names.task, names.label, item.task) == ("names", None, "names")  # of the whole item the least sure task
+    assert [reason.value for reason in decision.reasons] == pytest.approx([0.95, 0.81, 0.95 * 0.81])
+    assert names.detail == "the label, for at most 3 % wrong among accepted"
+    assert item.detail.startswith("the whole item, ")
+
+
+@pytest.mark.parametrize("task", ["mood", "names", None])
+def test_what_does_not_say_how_sure_it_is_is_covered_by_no_promise(task: str | None) -> None:
+    silent = Labels(choices={"mood": Choice(label="good")}, mentions={"names": Mentions(complete=None)})
+    for said in (silent, Labels()):
+        (reason,) = decide(said, Policy(), held((task, 0.0))).reasons
+        assert (reason.code, reason.value, reason.threshold) == (Code.low_confidence, None, 0.0)
+        assert reason.detail.endswith("how sure it is was not stated")
+
+
+def test_gold_a_second_reading_and_a_cut_answer_speak_beside_a_standard() -> None:
+    other = Labels(choices={"mood": Choice(label="bad")})
+    standard = held(("mood", 0.1)).standard
+    evidence = Evidence(draw=0.0, gold=other, second=other, truncated=True, standard=standard)
+    codes = [reason.code for reason in decide(labels(), Policy(), evidence).reasons]
+    assert codes == [Code.gold_mismatch, Code.disagreement, Code.truncated]
+    assert decide(labels(), Policy(), Evidence(draw=0.0, standard=standard)).outcome is Outcome.audit
+
+
+def test_a_standard_without_lines_leaves_the_decision_to_the_policy() -> None:
+    decision = decide(labels(confidence=0.5, second=0.1), Policy(), held())
+    assert (decision.outcome, decision.standard) == (Outcome.review, None)
+    assert decision.probability is not None
+
+
+def test_who_gives_a_threshold_of_their_own_decides_by_it_unless_told_otherwise() -> None:
+    said = labels(confidence=0.7)
+    for policy in (Policy(), Policy(audit_share=0.5), Policy(standard=True), Policy(choice_margin=0.9, standard=True)):
+        assert policy.by_standard
+        assert decide(said, policy, held(("mood", 0.9))).standard == 7
+    for policy in (Policy(choice_confidence=0.6), Policy(standard=False), Policy(audit_share=0.1, complete=0.5)):
+        assert not policy.by_standard
+        assert decide(said, policy, held(("mood", 0.9))).standard is None
+
+
+def test_a_policy_that_was_stored_means_what_it_meant_when_it_came_in() -> None:
+    before = {name: value for name, value in Policy().model_dump(mode="json").items() if name != "standard"}
+    assert not Policy.model_validate(before).by_standard  # stored when there were no standards
+    for policy in (Policy(), Policy(complete=0.5), Policy(audit_share=0.1), Policy(standard=True, complete=0.9)):
+        again = Policy.model_validate(policy.settled().model_dump(mode="json"))
+        assert again.by_standard == policy.by_standard
+        assert again == policy.settled()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_score_rises_with_probability_and_parts_equals_by_their_confidence(
+    low: float, high: float, one: float, other: float
+) -> None:
+    low, high, one, other = min(low, high), max(low, high), min(one, other), max(one, other)
+
+    def of(probability: float, confidence: float) -> float:
+        said = labels().choices["mood"].model_copy(update={"probability": probability, "confidence": confidence})
+        found = score(Labels(choices={"mood": said}))
+        assert found is not None
+        return found
+
+    assert 0 <= of(low, one) <= of(high, other) <= 1
+    if other - one > 1e-9:
+        assert of(low, one) < of(low, other)
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=6))
+def test_a_score_does_not_depend_on_the_order_of_the_tasks(sure: list[float]) -> None:
+    said = {str(n): Choice(label="good", confidence=confidence) for n, confidence in enumerate(sure)}
+    assert score(Labels(choices=said)) == score(Labels(choices=dict(reversed(said.items()))))
+    assert score(Labels(choices=said), "0") == sure[0]
+    assert score(Labels(choices=said), "none") is None

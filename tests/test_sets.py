@@ -105,3 +105,54 @@ def test_a_gold_file_that_does_not_fit_says_which_record_and_field(tmp_path: Pat
     path.write_text("")
     with pytest.raises(Invalid, match="no records"):
         read_file(str(path), "support", Settings())
+
+
+def test_a_gold_file_keeps_who_said_what_where_it_came_from_and_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    people: list[Any] = [
+        {"annotator": "eva", "sentiment": "positive"},
+        {"annotator": "jo", "sentiment": {"label": "negative"}},
+        {"annotator": "asked for some labels only", "sentiment": "positive", "labels": ["positive"]},
+        {"annotator": 5, "sentiment": "positive"},
+        "nobody",
+    ]
+    records = [
+        {"id": 7, "text": "a", "sentiment": "positive", "meta": {"source": "mail"}, "annotations": people},
+        {"text": "b", "sentiment": "negative", "meta": "none", "annotations": "none"},
+        {"text": "c", "sentiment": "negative", "annotations": 5},
+        {"text": "d", "sentiment": "negative", "annotations": {"annotator": "eva"}},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    first, *others = read_file(str(path), "support", Settings()).splits["test"]
+    assert (first.id, first.meta) == ("7", {"source": "mail"})
+    assert {who: said.choices["sentiment"].label for who, said in first.people.items()} == {
+        "eva": "positive",
+        "jo": "negative",
+    }
+    assert first.record() == {"id": "7", "text": "a", "sentiment": "positive"}
+    assert [(one.id, one.meta, one.people) for one in others] == [("2", {}, {}), ("3", {}, {}), ("4", {}, {})]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (r'{"text": "a\u0000b", "sentiment": "positive"}', "record 2: a NUL character at 1"),
+        (r'{"text": "\ud83d", "sentiment": "positive"}', "record 2: half a surrogate pair at 0"),
+        (
+            '{"text": "b", "annotations": [{"annotator": "eva", "sentiment": "glad"}]}',
+            "record 2: annotations, eva: sentiment",
+        ),
+    ],
+)
+def test_a_gold_text_that_cannot_be_kept_and_a_label_that_nobody_can_give_name_their_record(
+    tmp_path: Path, line: str, says: str
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f'{{"text": "a", "sentiment": "positive"}}\n{line}\n')
+    with pytest.raises(Invalid, match=says):
+        read_file(str(path), "support", Settings())
+
+
+def test_a_set_names_the_sets_whose_texts_mean_none_of_its_labels(data: Path) -> None:
+    parts = read_sets(collection(bots={"strangers": ["mood"]}), data, ["train"])
+    assert {part.name: part.strangers for part in parts} == {"mood": (), "bots/x": ("mood",), "bots/y": ("mood",)}

@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy import Engine as Database
 from sqlmodel import Session, select
 
-from service import batches, db, queue, worker
+from service import batches, db, queue, standards, worker
 from service.annotate import Annotated, Failure, Plan
 from service.engine import Completion, Engine, Identity, Request
 from service.errors import EngineError, Unavailable
-from service.models import GoldItem, Item, ItemDecision, Measurement, Recipe, State, fingerprint
-from service.route import Code
+from service.models import Batch, GoldItem, Item, ItemDecision, Measurement, Recipe, State, fingerprint
+from service.route import Calibrators, Code, Line, Standard
 from service.settings import Settings
 from tests.databases import post, sure
 
@@ -355,3 +355,56 @@ def test_the_audit_is_drawn_from_what_was_accepted(database: Database) -> None:
     assert 70 < found[State.audit] < 130
     with db.read(database) as session:
         assert set(session.exec(select(ItemDecision.inclusion))) == {0.5}
+
+
+IDENTITY = {"kind": "identity", "n": 0, "texts": 0, "knots": []}
+
+
+def hold(database: Database, *lines: tuple[str | None, float]) -> int:
+    """Put a standard in force for the one recipe that has spoken."""
+    drawn = tuple(Line(task=task, threshold=threshold, error=0.03, level=0.95) for task, threshold in lines)
+    made = Standard(lines=drawn, calibrators={"mood": Calibrators(each=IDENTITY)})
+    with db.begin(database) as session:
+        recipe = session.exec(select(Recipe)).one().sha256
+        return standards.put(session, recipe, {}, {"standard": made.model_dump(mode="json")}).id or 0
+
+
+def test_what_comes_in_is_decided_by_the_standard_that_is_in_force_then(database: Database) -> None:
+    first = post(database, ["tea"], policy={"audit_share": 0})
+    run(database, Fake(), finished(database, first))
+    version = hold(database, ("mood", 0.96))
+    texts = ["coffee", "milk", "never", "cut"]
+    second = post(database, texts, policy={"audit_share": 0})
+    own = post(database, ["tea"], key="own", policy={"audit_share": 0, "choice_confidence": 0.5})
+    old = post(database, ["tea"], key="old", policy={"audit_share": 0})
+    with db.begin(database) as session:  # as it was stored before there were standards
+        batch = session.get_one(Batch, old)
+        batch.policy = {name: value for name, value in batch.policy.items() if name != "standard"}
+        session.add(batch)
+    run(database, Fake(), finished(database, second, own, old))
+    assert states(database, first) == states(database, own) == states(database, old) == {State.accepted: 1}
+    assert states(database, second) == {State.review: 4}
+    with db.read(database) as session:
+        found = {row["text"]: row for row in batches.results(session, second)}
+        others = [row for batch in (first, own, old) for row in batches.results(session, batch)]
+    assert found["coffee"]["standard"] == found["cut"]["standard"] == version
+    assert found["coffee"]["reasons"][0]["threshold"] == 0.96
+    assert found["coffee"]["mood"]["probability"] == 0.95
+    assert found["coffee"]["probability"] == pytest.approx(0.95 * 0.9 * 0.9)
+    assert [reason["code"] for reason in found["cut"]["reasons"]] == ["low_confidence", "truncated"]
+    assert "standard" not in found["never"]
+    assert not any("standard" in row for row in others)
+
+
+def test_a_standard_accepts_what_the_usual_thresholds_would_not_and_keeps_to_gold(database: Database) -> None:
+    with db.begin(database) as session:
+        _gold(session, "beer", "z", {"mood": "no such label"})
+    first = post(database, ["tea"], policy={"audit_share": 0, "complete": 1.0})
+    run(database, Fake(), finished(database, first))
+    version = hold(database, ("mood", 0.9), (None, 0.7))
+    second = post(database, ["tea", "beer"], policy={"audit_share": 0, "complete": 1.0, "standard": True}, gold="g")
+    run(database, Fake(), finished(database, second))
+    assert states(database, first) == {State.review: 1}
+    assert states(database, second) == {State.accepted: 1, State.review: 1}
+    with db.read(database) as session:
+        assert [row["standard"] for row in batches.results(session, second)] == [version, version]

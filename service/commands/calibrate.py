@@ -164,6 +164,8 @@ def _tell(document: Document, made: Made) -> None:
     out.print(table)
     for promise in made.promises:
         out.print(_sentence(promise), highlight=False)
+    for note in made.notes.values():
+        out.print(note, highlight=False)
     for check in made.checks:
         told = f"{check['of']}: of {check['n']} untouched test texts {_percent(check['coverage'])} are accepted"
         out.print(f"{told}, {_percent(check['error'])} of these disagree with people", highlight=False)

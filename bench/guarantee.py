@@ -74,10 +74,10 @@ async def populations(wanted: dict[str, str], data: Path, limit: int) -> dict[st
             gold = evaluation.sample(part.splits["test"], limit)
             bar = progress.add_task(part.name, total=len(gold))
             made = await evaluation.evaluate(gold, plan, engine, database, lambda bar=bar: progress.advance(bar))
-            task = None if wanted[part.of] == standards.ITEM else wanted[part.of]
-            found[f"{part.name}, {wanted[part.of]}"] = standards.scored(
-                part.schema, made.gold, made.answers, Standard(), task
-            )
+            every = [task.name for task in part.schema.tasks]
+            tasks = every if wanted[part.of] == standards.ITEM else [wanted[part.of]]
+            name = f"{part.name}, {wanted[part.of]}"
+            found[name] = standards.scored(made.gold, made.answers, Standard(), tasks, tasks)
     await engine.close()
     database.dispose()
     return found

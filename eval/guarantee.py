@@ -1,8 +1,8 @@
 """Thresholds with a promise: what may be accepted without a person, at a stated risk, for any number of items.
 
-`promise` chooses a threshold for items to come; `accept_in_batch` decides within one batch of which a random part has
-been settled by people; `work` says what is left to do; `rehearse` and `rehearse_batch` draw calibration sets from a
-population whose truth is known and count how often the promise is broken.
+`promise` chooses a threshold for items to come, `promise_together` one for several errors; `accept_in_batch` decides
+within one batch of which a random part has been settled by people; `work` says what is left to do; `rehearse` and
+`rehearse_batch` draw calibration sets from a population whose truth is known and count how often the promise is broken.
 
 What every promise rests on: the calibration items are a random sample of the population that the threshold will meet,
 and the confidence is a fixed function of an item. A prompt chosen or a calibration fitted on the very items given here
@@ -159,43 +159,38 @@ def promise(
     Source and argument: the head of this file. Raises ValueError for unequal lengths and numbers out of range.
     """
     _check(confidence, error, level)
-    levels, items, wrong = _tally(confidence, right)
-    reach, errors = np.cumsum(items), np.cumsum(wrong)
-    last = _last(reach, errors, error, 1 - level, over)
-    n = len(confidence)
-    if last < 0:
-        more, notes = _more(items, wrong, error, 1 - level, over)
-        return Promise(error, level, over, n, None, 0, 0, None, None, proportion(0, n), more, notes)
-    accepted, mistaken = int(reach[last]), int(errors[last])
-    base = accepted if over == "accepted" else n
-    return Promise(
-        error=error,
-        level=level,
-        over=over,
-        n=n,
-        threshold=float(levels[last]),
-        accepted=accepted,
-        wrong=mistaken,
-        observed=mistaken / base,
-        upper=float(binomtest(mistaken, base, alternative="less").proportion_ci(level, method="exact").high),
-        coverage=proportion(accepted, n),
-        more=0,
-    )
+    tally = _tally(confidence, right)
+    last = _last(np.cumsum(tally[1]), np.cumsum(tally[2]), error, 1 - level, over)
+    return _promised(tally, last, error, level, over)
 
 
-def promise_each(
-    tasks: Mapping[str, tuple[Sequence[float], Sequence[bool]]], error: Mapping[str, float], level: float = 0.95
+def promise_together(
+    confidence: Sequence[float], right: Mapping[str, Sequence[bool]], error: Mapping[str, float], level: float = 0.95
 ) -> dict[str, Promise]:
-    """A threshold for each task, such that all promises together hold with probability `level`.
+    """One threshold for several errors of the same items, all promises together holding with probability `level`.
 
-    tasks: name to (confidence, right) as for `promise`; error: name to the error stated for it. What may go wrong,
-    1 - level, is split evenly (Bonferroni), so that each promise names the higher level it is made at.
-    Each is about the labels that its own threshold accepts. Items that are accepted only if all tasks are form another
-    set, of which this says nothing: use `promise` on whole items. Raises ValueError as `promise`, KeyError for a task
-    without an error.
+    confidence: shape (n,), of each item as a whole. right: by name, shape (n,): what counts as wrong differs from name
+    to name, the labels of a task, or any of them. error: by name, stated for the items that are accepted. What may go
+    wrong, 1 - level, is split evenly (Bonferroni), so that each promise names the higher level it is made at.
+    A chain vouches for every threshold from its start to its end, all at once; so the lowest threshold that the chains
+    of all names vouch for will do. A threshold for each name would not: an item that reaches all of them belongs to
+    another set than those that reach one. Raises ValueError as `promise`, KeyError for a name without an error.
     """
-    each = 1 - (1 - level) / max(1, len(tasks))
-    return {name: promise(confidence, right, error[name], each) for name, (confidence, right) in tasks.items()}
+    each = 1 - (1 - level) / max(1, len(right))
+    tallies = {name: _tally(confidence, good) for name, good in right.items()}
+    vouched = []
+    for name, (levels, items, wrong) in tallies.items():
+        _check(confidence, error[name], each)
+        places = np.zeros(len(levels), dtype=np.bool_)
+        for first, last in _ranges(np.cumsum(items), np.cumsum(wrong), error[name], 1 - each):
+            places[first : last + 1] = True
+        vouched.append(places)
+    common = np.flatnonzero(np.logical_and.reduce(vouched)) if vouched else np.empty(0, dtype=np.int64)
+    last = int(common[-1]) if len(common) else -1
+    return {
+        name: _promised(tally, last, error[name], each, "accepted", alone=bool(own.any()))
+        for (name, tally), own in zip(tallies.items(), vouched, strict=True)
+    }
 
 
 def accept_in_batch(
@@ -326,6 +321,34 @@ def _tally(confidence: ArrayLike, right: ArrayLike) -> tuple[Numbers, Counts, Co
     return -levels, items.astype(np.int64), np.bincount(place[~good], minlength=len(levels)).astype(np.int64)
 
 
+def _promised(
+    tally: tuple[Numbers, Counts, Counts], last: int, error: float, level: float, over: Over, alone: bool = False
+) -> Promise:
+    """The promise at the place `last`; -1: none, and `alone` says that there would be one without the others."""
+    levels, items, wrong = tally
+    n = int(items.sum())
+    if last < 0:
+        more, notes = (None, {}) if alone else _more(items, wrong, error, 1 - level, over)
+        if alone:
+            notes = {"threshold": "can be promised alone, but at no threshold that the other errors bear"}
+        return Promise(error, level, over, n, None, 0, 0, None, None, proportion(0, n), more, notes)
+    accepted, mistaken = int(items[: last + 1].sum()), int(wrong[: last + 1].sum())
+    base = accepted if over == "accepted" else n
+    return Promise(
+        error=error,
+        level=level,
+        over=over,
+        n=n,
+        threshold=float(levels[last]),
+        accepted=accepted,
+        wrong=mistaken,
+        observed=mistaken / base,
+        upper=float(binomtest(mistaken, base, alternative="less").proportion_ci(level, method="exact").high),
+        coverage=proportion(accepted, n),
+        more=0,
+    )
+
+
 def _last(reach: Counts, errors: Counts, error: float, risk: float, over: Over) -> int:
     """The place of the lowest threshold that can be promised, -1 for none.
 
@@ -335,8 +358,16 @@ def _last(reach: Counts, errors: Counts, error: float, risk: float, over: Over) 
         return -1
     if over == "all":
         return int(np.searchsorted(bdtr(errors, int(reach[-1]), error) > risk, True)) - 1
+    return max((last for _, last in _ranges(reach, errors, error, risk)), default=-1)
+
+
+def _ranges(reach: Counts, errors: Counts, error: float, risk: float) -> list[tuple[int, int]]:
+    """First and last place that each chain vouches for, with all between; with probability 1 - risk none is bad."""
+    if not len(reach):
+        return []
     chains = _chains(int(reach[-1]), error, risk)
-    return max((_chain(reach, errors, error, start, level) for start, level in chains), default=-1)
+    found = [_chain(reach, errors, error, start, level) for start, level in chains]
+    return [(first, last) for first, last in found if last >= first]
 
 
 def _chains(n: int, error: float, risk: float) -> list[tuple[int, float]]:
@@ -352,14 +383,14 @@ def _start(n: int, error: float, level: float, share: float, most: float) -> tup
     return max(fewest, ceil(min(share * n, most * fewest))), level
 
 
-def _chain(reach: Counts, errors: Counts, error: float, start: int, level: float) -> int:
-    """The last place that the chain from the `start` surest items reaches, -1 for none."""
+def _chain(reach: Counts, errors: Counts, error: float, start: int, level: float) -> tuple[int, int]:
+    """The first and last place that the chain from the `start` surest items vouches for; (0, -1) for none."""
     if bdtr(_among(reach, errors, start), start, error) > level:
-        return -1
+        return 0, -1
     first = int(np.searchsorted(reach, start, side="right"))
     failed = np.flatnonzero(bdtr(errors[first:], reach[first:], error) > level)
     end = first + int(failed[0]) if len(failed) else len(reach)
-    return end - 1 if end > first else -1
+    return first, end - 1
 
 
 def _among(reach: Counts, errors: Counts, start: int) -> int:

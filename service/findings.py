@@ -51,7 +51,7 @@ def document(found: Evaluation, name: str, everything: Sequence[Gold], session: 
         "schema": what,
         **figures,
         "refused": 0,
-        "curves": [curve(found, name, Standard()) for name in ([ITEM] if len(tasks) > 1 else []) + tasks],
+        "curves": _curves(found, tasks),
         "promises": [],
         "checks": [],
         "work": None,
@@ -64,9 +64,12 @@ def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[st
     """The document with what was promised, and the point that was chosen on each curve."""
     chosen = {line.task or ITEM: line.threshold for line in made.standard.lines}
     tested = {check["of"]: check for check in made.checks}
+    everything = [task.name for task in found.plan.schema.tasks]
     curves = []
     for promise in made.promises:
-        drawn = curve(found, promise["of"], made.standard)
+        about = everything if promise["of"] == ITEM else [promise["of"]]
+        ranked = [task for task in everything if task not in made.unstated]
+        drawn = curve(found, promise["of"], made.standard, ranked, about)
         if promise["of"] in chosen:
             at = {key: (tested[promise["of"]][key] or {}).get("value") for key in ("coverage", "error")}
             drawn["chosen"] = {"threshold": chosen[promise["of"]], **at}
@@ -92,13 +95,13 @@ def gold_identity(name: str, gold: Sequence[Gold]) -> dict[str, Any]:
     }
 
 
-def curve(found: Evaluation, of: str, standard: Standard) -> dict[str, Any]:
-    """{"of", "points": [{"threshold", "coverage", "error"}], "chosen": None}: the error among accepted as more is
-    accepted, the surest first, at up to 60 thresholds. It promises nothing: it is what these texts gave."""
+def curve(found: Evaluation, of: str, standard: Standard, tasks: Sequence[str], about: Sequence[str]) -> dict[str, Any]:
+    """{"of", "points": [{"threshold", "coverage", "error"}], "chosen": None}: the error in the tasks `about` among
+    accepted as more is accepted, those first whose `tasks` are surest together, at up to 60 thresholds. It promises
+    nothing: it is what these texts gave."""
     from eval.scores import proportion
 
-    task = None if of == ITEM else of
-    confidence, right = standards.scored(found.plan.schema, found.gold, found.answers, standard, task)
+    confidence, right = standards.scored(found.gold, found.answers, standard, tasks, about)
     ranked = sorted(zip(confidence, right, strict=True), key=lambda one: -one[0])
     ends = [n for n in range(1, len(ranked) + 1) if n == len(ranked) or ranked[n][0] < ranked[n - 1][0]]
     step = max(1, -(-len(ends) // POINTS))
@@ -165,6 +168,11 @@ def suspects(found: Evaluation, session: Session | None) -> list[dict[str, Any]]
     return [{key: value for key, value in entry.items() if key != "weight"} for entry in listed[:SHOWN]]
 
 
+def _curves(found: Evaluation, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    whole = [curve(found, ITEM, Standard(), tasks, tasks)] if len(tasks) > 1 else []
+    return whole + [curve(found, task, Standard(), [task], [task]) for task in tasks]
+
+
 def _confidence(task: str, found: Evaluation, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     from eval.calibration import calibrate, length_bands
 
@@ -214,7 +222,7 @@ def _probable(task: str, found: Evaluation) -> Iterator[tuple[Gold, Labels, floa
 
     rows = [(gold, said, standards.agrees(gold.labels, said, task)) for gold, said in found.pairs]
     known = [(gold, said, right) for gold, said, right in rows if right is not None]
-    sure = [score(said, task) or 0.0 for _, said, _ in known]
+    sure = [score(said, [task]) or 0.0 for _, said, _ in known]
     mapped = crossfitted(sure, [right for *_, right in known], [gold.text for gold, *_ in known])
     for (gold, said, _), probability in zip(known, mapped.tolist(), strict=True):
         yield gold, said, probability
@@ -227,7 +235,7 @@ def _entry(gold: Gold, said: Labels, task: str) -> dict[str, Any]:
         "task": task,
         "gold": plain(gold.labels)[task],
         "said": plain(said)[task],
-        "confidence": score(said, task),
+        "confidence": score(said, [task]),
     }
 
 

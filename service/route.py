@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.labels import Choice, Labels, Mentions, Probability
 
 TIES = 1e-3  # weight of the raw confidence in a score
+DIGITS = 9
 
 
 class Outcome(StrEnum):
@@ -71,10 +72,11 @@ class Policy(BaseModel):
 
 
 class Line(BaseModel):
-    """What labels must reach to be accepted, and what is promised of those that do.
+    """What an item must reach to be accepted, and what is promised of those that do.
 
-    task: None for the whole item. threshold: least `score`. error, level: with probability `level` over the draw of the
-    gold items, at most the share `error` of what reaches the threshold disagrees with people.
+    threshold: least `score` of all tasks together. error, level: with probability `level` over the draw of the gold
+    items, at most the share `error` of the items that reach it disagrees with people: in the labels of `task`, or,
+    where that is None, in any label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,7 +130,7 @@ class Decision(BaseModel):
     """inclusion: the probability with which an accepted item is drawn for the audit; None for a routed one.
 
     standard: version of the standard that decided; None where the policy's thresholds did.
-    probability: that all labels of the item agree with people, where calibration says so.
+    probability: that all labels of the item agree with people, where calibration says so (`score`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -209,8 +211,8 @@ def decide(labels: Labels, policy: Policy, evidence: Evidence) -> Decision:
     )
 
 
-def score(labels: Labels, task: str | None = None) -> float | None:
-    """How sure the labels of a task are, or those of all tasks together, in [0, 1]; None where it is not stated.
+def score(labels: Labels, tasks: Collection[str] | None = None) -> float | None:
+    """How sure the labels of some tasks are together, in [0, 1]; None where it is not stated. tasks: None for all.
 
     A calibrated probability where there is one, else the raw confidence; all mentions of a text count as one; of
     several tasks the product. What calibration makes equal keeps the order of its confidence (TIES), so that a
@@ -222,10 +224,13 @@ def score(labels: Labels, task: str | None = None) -> float | None:
         if one.probability is None or one.confidence is None
         else (1 - TIES) * one.probability + TIES * one.confidence
         for name, one in said.items()
-        if task is None or name == task
+        if tasks is None or name in tasks
     ]
-    # In order of size: the same whatever the order of the tasks, which a database may change.
-    return math.prod(sorted(x for x in stated if x is not None)) if stated and None not in stated else None
+    if not stated or None in stated:
+        return None
+    # In order of size, since a database may change that of the tasks, and without the last digits, in which an engine
+    # differs from itself as texts come together otherwise.
+    return round(math.prod(sorted(x for x in stated if x is not None)), DIGITS)
 
 
 def refuse(code: Code, detail: str) -> Decision:
@@ -234,18 +239,15 @@ def refuse(code: Code, detail: str) -> Decision:
 
 
 def _shortfalls(labels: Labels, standard: Standard) -> list[Reason]:
+    found = score(labels)
+    least = min([*labels.choices, *labels.mentions], key=lambda task: score(labels, [task]) or 0.0, default=None)
+    choice = labels.choices.get(least or "")
     reasons = []
     for line in standard.lines:
-        found = score(labels, line.task)
-        if found is not None and found >= line.threshold:
-            continue
-        detail = f"{'the label' if line.task else 'the whole item'}, "
-        detail += f"for at most {100 * line.error:.3g} % wrong among accepted"
-        detail += "; how sure it is was not stated" if found is None else ""
-        said = [*labels.choices, *labels.mentions]
-        named = line.task or min(said, key=lambda task: score(labels, task) or 0.0, default=None)
-        choice = labels.choices.get(named or "")
-        reasons.append(_low(named, choice.label if choice else None, found, line.threshold, detail))
+        if found is None or found < line.threshold:
+            detail = f"for at most {100 * line.error:.3g} % of accepted items wrong in {line.task or 'any label'}"
+            detail += "; how sure it is was not stated" if found is None else ""
+            reasons.append(_low(least, choice.label if choice else None, found, line.threshold, detail))
     return reasons
 
 

@@ -27,7 +27,7 @@ MAX_NODES = 20_000
 # Keys of a result row that are not tasks.
 RESERVED = frozenset(
     ("id", "text", "meta", "source", "state", "decision", "reasons", "recipe", "reviewer", "proposed", "complete")
-    + ("batch", "position", "labels", "annotations", "intents", "standard", "probability")
+    + ("batch", "position", "labels", "annotations", "intents", "standard", "probability", "item")
 )
 # What separates fields on the wire: a label that contains one could not be told from two.
 SEPARATORS = ("|", "=", '"', "\\")

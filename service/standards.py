@@ -35,8 +35,9 @@ class Made:
     checks: what came of it on the test part, one a promise with a threshold: "of", "n", and the Estimates "coverage"
     and "error".
     sizes: texts of each use. left_out: labelled texts that no promise counts, since a person sees them in any case, or
-    since they are worked examples that the prompt may show.
-    notes: "sample", what speaks against the texts being a random sample of those to come.
+    since they are worked examples that the prompt may show. unstated: tasks of which no error was stated, and which
+    play no part in the threshold. notes: "sample", what speaks against the texts being a random sample of those to
+    come.
     """
 
     standard: Standard
@@ -44,6 +45,7 @@ class Made:
     checks: list[dict[str, Any]]
     sizes: dict[str, int]
     left_out: int
+    unstated: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
 
     def body(self, recipe: Mapping[str, Any], identity: Mapping[str, str]) -> dict[str, Any]:
@@ -59,8 +61,12 @@ class Made:
 
     @property
     def lacking(self) -> list[str]:
-        """Why what was asked for cannot be promised; empty where all of it is."""
-        return [f"{one['of']}: {one['notes']['threshold']}" for one in self.promises if one["threshold"] is None]
+        """Why it cannot be put in force; empty where it can.
+
+        Every label that is accepted must be backed: of each task, or of whole items, an error must be stated.
+        """
+        lacking = [f"{one['of']}: {one['notes']['threshold']}" for one in self.promises if one["threshold"] is None]
+        return lacking + [f"{task}: no error was stated" for task in self.unstated if self.promises]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +83,15 @@ def make(
     level: float,
     identity: Mapping[str, str],
 ) -> Made:
-    """Fit calibrators, and choose the thresholds at which the stated errors are promised.
+    """Fit calibrators, and choose the threshold at which the stated errors are promised.
 
     gold, answers: shape (n,). errors: by task, or by `item` for all tasks of a text together, the share of accepted
-    labels that may disagree with people, in (0, 1). All promises together hold with probability `level`.
-    identity: of the gold set, kept in the calibrators. Raises Invalid for an unknown task or a number out of range.
+    items whose labels may disagree with people, in (0, 1). There is one threshold, on how sure all tasks of which an
+    error is stated are together, since all promises are about the same items. Together they hold with probability
+    `level`. identity: of the gold set, kept in the calibrators. Raises Invalid for an unknown task or a number out of
+    range.
     """
-    from eval.guarantee import promise
+    from eval.guarantee import promise_together
     from eval.parts import canonical, use_of
 
     _check(schema, errors, level)
@@ -99,31 +107,45 @@ def make(
         elif isinstance(answer, Annotated):
             items[use].append(_Item(one, answer.labels))
     standard = Standard(calibrators=_calibrators(schema, items["tune"] + items["choose"], identity))
-    each = 1 - (1 - level) / max(1, len(errors))  # Bonferroni: the promises hold together
-    promises, checks, lines = [], [], []
-    for name, error in errors.items():
-        task = None if name == ITEM else name
-        confidence, right = _scored(schema, items["promise"], standard, task)
-        found = promise(confidence, right, error, each)
-        promises.append({"of": name, **asdict(found)})
-        if found.threshold is None:
-            continue
-        lines.append(Line(task=task, threshold=found.threshold, error=error, level=each))
-        checks.append(_check_on_test(name, *_scored(schema, items["test"], standard, task), lines[-1].threshold))
-    notes = _notes([one.gold.text for one in items["calibrate"]])
-    return Made(standard.model_copy(update={"lines": tuple(lines)}), promises, checks, sizes, left_out, notes)
+    everything = [task.name for task in schema.tasks]
+    ranked = everything if ITEM in errors else [task for task in everything if task in errors]
+    about = {name: everything if name == ITEM else [name] for name in errors}
+    confidence, promising = _scored(items["promise"], standard, ranked)
+    right = {name: _right(promising, tasks) for name, tasks in about.items()}
+    found = promise_together(confidence, right, errors, level)
+    lines = [
+        Line(task=None if name == ITEM else name, threshold=one.threshold, error=one.error, level=one.level)
+        for name, one in found.items()
+        if one.threshold is not None
+    ]
+    checks = []
+    if lines:
+        confidence, tested = _scored(items["test"], standard, ranked)
+        checks = [_check_on_test(n, confidence, _right(tested, about[n]), lines[0].threshold) for n in found]
+    return Made(
+        standard.model_copy(update={"lines": tuple(lines)}),
+        [{"of": name, **asdict(one)} for name, one in found.items()],
+        checks,
+        sizes,
+        left_out,
+        tuple(task for task in everything if task not in ranked),
+        _notes([one.gold.text for one in items["promise"]]),
+    )
 
 
 def scored(
-    schema: Schema, gold: Sequence[Gold], answers: Sequence[Annotated | Failure], standard: Standard, task: str | None
+    gold: Sequence[Gold],
+    answers: Sequence[Annotated | Failure],
+    standard: Standard,
+    tasks: Sequence[str],
+    of: Sequence[str],
 ) -> tuple[list[float], list[bool]]:
-    """For each text that both label: how sure the labels are (`route.score`), and whether they agree with gold.
-
-    task: None for all tasks of a text together; texts of which gold lacks a task are left out then.
-    """
+    """For each text that both label in all of `tasks`: how sure these labels are together (`route.score`), and whether
+    those of the tasks `of`, which are among them, agree with gold one and all."""
     pairs = zip(gold, answers, strict=True)
     items = [_Item(one, answer.labels) for one, answer in pairs if isinstance(answer, Annotated)]
-    return _scored(schema, items, standard, task)
+    confidence, kept = _scored(items, standard, tasks)
+    return confidence, _right(kept, of)
 
 
 def agrees(gold: Labels, said: Labels, task: str) -> bool | None:
@@ -166,7 +188,11 @@ def put(session: Session, recipe: str, body: Mapping[str, Any], made: Mapping[st
 def in_force(session: Session, recipe: str) -> Standard | None:
     """What the labels of the recipe are held to now; None where no standard was ever put in force."""
     row = newest(session, recipe)
-    return Standard.model_validate(row.body["standard"]).model_copy(update={"version": row.id}) if row else None
+    if row is None:
+        return None
+    held = Standard.model_validate(row.body["standard"]).model_copy(update={"version": row.id})
+    calibrated(Labels(), held)  # here, in a thread: reading calibrators the first time takes a second or two
+    return held
 
 
 def restore(session: Session, version: int) -> StandardVersion:
@@ -247,23 +273,24 @@ def _calibrators(schema: Schema, items: Sequence[_Item], identity: Mapping[str, 
 
 
 def _raw(items: Sequence[_Item], task: str) -> tuple[list[float], list[bool]]:
-    pairs = [(score(one.said, task), agrees(one.gold.labels, one.said, task)) for one in items]
+    pairs = [(score(one.said, [task]), agrees(one.gold.labels, one.said, task)) for one in items]
     known = [(sure or 0.0, right) for sure, right in pairs if right is not None]
     return [sure for sure, _ in known], [right for _, right in known]
 
 
-def _scored(
-    schema: Schema, items: Sequence[_Item], standard: Standard, task: str | None
-) -> tuple[list[float], list[bool]]:
-    tasks = [one.name for one in schema.tasks] if task is None else [task]
-    confidence, right = [], []
+def _scored(items: Sequence[_Item], standard: Standard, tasks: Sequence[str]) -> tuple[list[float], list[_Item]]:
+    """The items whose gold has all of the tasks, and how sure their labels of these are together."""
+    confidence, kept = [], []
     for one in items:
-        verdicts = [agrees(one.gold.labels, one.said, name) for name in tasks]
-        sure = score(calibrated(one.said, standard), task)
-        if None not in verdicts and sure is not None:
+        sure = score(calibrated(one.said, standard), tasks)
+        if sure is not None and all(agrees(one.gold.labels, one.said, task) is not None for task in tasks):
             confidence.append(sure)
-            right.append(all(verdicts))
-    return confidence, right
+            kept.append(one)
+    return confidence, kept
+
+
+def _right(items: Sequence[_Item], tasks: Sequence[str]) -> list[bool]:
+    return [all(agrees(one.gold.labels, one.said, task) for task in tasks) for one in items]
 
 
 def _check_on_test(name: str, confidence: Sequence[float], right: Sequence[bool], threshold: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from eval.guarantee import (
     Promise,
     accept_in_batch,
     promise,
-    promise_each,
+    promise_together,
     rehearse,
     rehearse_batch,
     work,
@@ -324,14 +325,56 @@ def test_where_even_the_surest_are_wrong_too_often_no_number_would_do() -> None:
     assert promise([], [], 0.03).coverage is None
 
 
-def test_several_tasks_share_what_may_go_wrong() -> None:
-    task = ([0.9] * 200, [True] * 200)
-    found = promise_each({"intent": task, "sentiment": task}, {"intent": 0.03, "sentiment": 0.05}, 0.9)
+def test_several_errors_have_one_threshold_and_share_what_may_go_wrong() -> None:
+    sure, right = [0.9] * 200, [True] * 200
+    found = promise_together(sure, {"intent": right, "sentiment": right}, {"intent": 0.03, "sentiment": 0.05}, 0.9)
     assert {p.level for p in found.values()} == {0.95}
-    assert found["intent"] == promise(*task, 0.03, found["intent"].level)
-    assert promise_each({}, {}) == {}
+    assert {p.threshold for p in found.values()} == {0.9}
+    assert found["intent"] == promise(sure, right, 0.03, found["intent"].level)
+    assert promise_together([], {}, {}) == {}
     with pytest.raises(KeyError):
-        promise_each({"intent": task}, {})
+        promise_together(sure, {"intent": right}, {})
+
+
+@given(ITEMS, ERRORS)
+def test_one_error_alone_is_promised_as_ever(items: list[tuple[float, bool]], error: float) -> None:
+    sure, right = [c for c, _ in items], [r for _, r in items]
+    with mock.patch.object(guarantee, "_enough", return_value=None):  # how many more are needed: not asked here
+        assert promise_together(sure, {"all": right}, {"all": error}, 0.9) == {"all": promise(sure, right, error, 0.9)}
+
+
+def test_errors_that_no_threshold_bears_together_are_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarantee, "_enough", lambda *_: None)
+    rng = np.random.default_rng(3)
+    sure = rng.random(4000)
+    late = (sure < 0.9) | (rng.random(4000) < 0.6)  # wrong where it is surest: fine only when much is accepted
+    early = sure > 0.8  # right where it is surest: fine only when little is accepted
+    found = promise_together(
+        sure.tolist(), {"late": late.tolist(), "early": early.tolist()}, {"late": 0.06, "early": 0.06}
+    )
+    assert all(one.threshold is None for one in found.values())
+    assert "other errors" in "".join(one.notes["threshold"] for one in found.values())
+
+
+def test_all_promises_hold_at_once_for_the_very_items_that_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A is wrong more often where B is sure: a threshold for each would accept a set of which nothing was promised."""
+    monkeypatch.setattr(guarantee, "_enough", lambda *_: None)
+    rng = np.random.default_rng(4)
+    broken = promised = 0
+    for _ in range(200):
+        sure = rng.random(1500)
+        a = rng.random(1500) >= np.where(sure > 0.7, 0.075, 0.005)
+        b = rng.random(1500) >= 0.15 * (1 - sure)
+        found = promise_together(sure.tolist(), {"a": a.tolist(), "b": b.tolist()}, {"a": 0.06, "b": 0.06}, 0.9)
+        line = found["a"].threshold
+        if line is not None:
+            promised += 1
+            surest = min(0.3, 1 - line)
+            error_a = (0.075 * surest + 0.005 * (1 - line - surest)) / (1 - line)
+            error_b = 0.15 * (1 - line) / 2
+            broken += error_a > 0.06 or error_b > 0.06
+    assert promised >= 20
+    assert broken <= binom.ppf(0.999, 200, 0.1)
 
 
 def test_whole_items_are_promised_by_their_least_sure_task() -> None:

@@ -11,7 +11,7 @@ from scipy.stats import binom
 from sqlalchemy import Engine as Database
 from sqlmodel import select
 
-from eval.parts import part_of
+from eval.parts import use_of
 from service import db, standards
 from service.annotate import Annotated, Failure
 from service.confidence import calibrated
@@ -72,7 +72,7 @@ def promised(rows: Sequence[Row], error: float = 0.1) -> dict[str, Any]:
 
 
 def in_part(part: str, count: int) -> list[str]:
-    return [text for text in words(4 * count + 60) if part_of(text) == part][:count]
+    return [text for text in words(5 * count + 60) if use_of(text) == part][:count]
 
 
 # --- what is promised -------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def accepted_error(standard: Standard, risk: Any) -> float:
 
 
 def test_a_promise_of_whole_items_counts_an_item_as_wrong_where_any_task_is() -> None:
-    texts = in_part("calibrate", 60)
+    texts = in_part("promise", 60)
     rows: list[Row] = [(gold(text), Annotated(said(0.9, name=n % 6 > 0))) for n, text in enumerate(texts)]
     (whole,) = made(rows, {ITEM: 0.5}, schema=WHAT).promises
     (mood,) = made(rows, {"mood": 0.5}, schema=WHAT).promises
@@ -122,7 +122,7 @@ def test_a_promise_of_whole_items_counts_an_item_as_wrong_where_any_task_is() ->
 
 
 def test_several_promises_hold_together_by_each_holding_more_surely() -> None:
-    rows = [row(text, 0.9, True) for text in in_part("calibrate", 120)]
+    rows = [row(text, 0.9, True) for text in in_part("promise", 120)]
     found = made(rows, {"mood": 0.1, "names": 0.2, ITEM: 0.3}, level=0.94, schema=WHAT)
     assert [line.task for line in found.standard.lines] == ["mood", "names", None]
     assert [line.error for line in found.standard.lines] == [0.1, 0.2, 0.3]
@@ -131,7 +131,7 @@ def test_several_promises_hold_together_by_each_holding_more_surely() -> None:
 
 
 def test_with_too_little_gold_it_is_said_how_much_more_is_needed_and_nothing_is_held_to() -> None:
-    found = made([row(text, 0.9, True) for text in in_part("calibrate", 12)], {"mood": 0.03}, level=0.95)
+    found = made([row(text, 0.9, True) for text in in_part("promise", 12)], {"mood": 0.03}, level=0.95)
     assert found.standard.lines == ()
     assert found.checks == []
     (why,) = found.lacking
@@ -160,7 +160,7 @@ def test_what_cannot_be_asked_for_is_refused_by_name(errors: dict[str, float], l
 
 
 def test_a_promise_counts_the_calibrate_part_and_the_test_part_only_tells_what_came_of_it() -> None:
-    tune, calibrate, test = (in_part(part, 60) for part in ("tune", "calibrate", "test"))
+    tune, calibrate, test = (in_part(part, 60) for part in ("tune", "promise", "test"))
     sure = [row(text, 0.5 + n / 200, True) for n, text in enumerate(calibrate)]
     without = made(sure, {"mood": 0.1})
     rest = [row(text, 0.99, n % 2 == 0) for n, text in enumerate(test)]
@@ -171,12 +171,12 @@ def test_a_promise_counts_the_calibrate_part_and_the_test_part_only_tells_what_c
     wrong = made(sure + rest + [row(text, 0.99, False) for text in tune], {"mood": 0.1})
     for key in ("n", "accepted", "wrong", "coverage"):
         assert wrong.promises[0][key] == without.promises[0][key]
-    assert wrong.sizes == {"tune": 60, "calibrate": 60, "test": 60}
+    assert wrong.sizes == {"tune": 60, "choose": 0, "promise": 60, "test": 60}
 
 
 def test_calibrators_are_fitted_on_the_tune_part_alone() -> None:
     tune = [row(text, 0.5 + n % 40 / 100, n % 3 > 0) for n, text in enumerate(in_part("tune", 60))]
-    others = [row(text, 0.9, False) for part in ("calibrate", "test") for text in in_part(part, 60)]
+    others = [row(text, 0.9, False) for part in ("promise", "test") for text in in_part(part, 60)]
     found = made(tune + others, {}, schema=WHAT).standard
     assert found.calibrators == made(tune, {}, schema=WHAT).standard.calibrators
     assert (found.calibrators["mood"].each["texts"], found.calibrators["mood"].whole) == (60, None)
@@ -185,7 +185,7 @@ def test_calibrators_are_fitted_on_the_tune_part_alone() -> None:
 
 
 def test_texts_that_a_person_sees_in_any_case_are_left_out() -> None:
-    texts = in_part("calibrate", 80)
+    texts = in_part("promise", 80)
     sure = [row(text, 0.9, True) for text in texts[:60]]
     other, same = said(0.9, "bad"), said(0.2, "good")
     routed: list[Row] = [(gold(text), Annotated(said(0.9, "bad"), truncated=True)) for text in texts[60:65]]
@@ -194,19 +194,29 @@ def test_texts_that_a_person_sees_in_any_case_are_left_out() -> None:
     failed: list[Row] = [(gold(text), Failure(Code.failed, "down")) for text in texts[75:]]
     found = made(sure + routed + agreed + failed, {"mood": 0.1})
     assert found.promises[0]["n"] == found.promises[0]["accepted"] == 65
-    assert (found.left_out, found.sizes["calibrate"]) == (10, 80)
+    assert (found.left_out, found.sizes["promise"]) == (10, 80)
 
 
-def test_texts_of_which_gold_lacks_a_task_count_where_it_has_the_task() -> None:
-    texts = in_part("calibrate", 60)
+def test_texts_of_which_gold_lacks_a_task_that_is_promised_do_not_count() -> None:
+    texts = in_part("promise", 60)
     partly = [Gold(text, Labels(choices={"mood": Choice(label="good")}), text) for text in texts]
     rows: list[Row] = [(one if n < 20 else gold(one.text), Annotated(said(0.9))) for n, one in enumerate(partly)]
     found = made(rows, {"mood": 0.2, "names": 0.2, ITEM: 0.2}, schema=WHAT)
-    assert [promise["n"] for promise in found.promises] == [60, 40, 40]
+    assert [promise["n"] for promise in found.promises] == [40, 40, 40]
+    assert made(rows, {"mood": 0.2}, schema=WHAT).promises[0]["n"] == 60
+
+
+def test_an_error_for_some_tasks_alone_is_told_and_cannot_be_put_in_force() -> None:
+    rows = [row(text, 0.9, True) for text in in_part("promise", 60)]
+    found = made(rows, {"mood": 0.2}, schema=WHAT)
+    assert found.promises[0]["threshold"] is not None
+    assert found.lacking == ["names: no error was stated"]
+    assert made(rows, {"mood": 0.2, "names": 0.2}, schema=WHAT).lacking == []
+    assert made(rows, {ITEM: 0.2}, schema=WHAT).lacking == []
 
 
 def test_texts_that_stand_several_times_are_told_of() -> None:
-    rows = [row(text, 0.9, True) for text in in_part("calibrate", 40)]
+    rows = [row(text, 0.9, True) for text in in_part("promise", 40)]
     assert made(rows, {"mood": 0.2}).notes == {}
     assert made(rows + rows[:10], {"mood": 0.2}).notes["sample"].startswith("10 of the 50 texts")
 
@@ -214,14 +224,14 @@ def test_texts_that_stand_several_times_are_told_of() -> None:
 def test_how_sure_and_whether_right_are_told_text_by_text() -> None:
     rows: list[Row] = [row("Ann a", 0.9, True), row("Ann b", 0.6, False), (gold("Ann c"), Failure(Code.failed, "down"))]
     golds, answers = [one for one, _ in rows], [answer for _, answer in rows]
-    assert scored(CHOICE, golds, answers, Standard(), "mood") == ([0.9, 0.6], [True, False])
-    sure, right = scored(WHAT, golds, answers, Standard(), None)
+    assert scored(golds, answers, Standard(), ["mood"], ["mood"]) == ([0.9, 0.6], [True, False])
+    sure, right = scored(golds, answers, Standard(), ["mood", "names"], ["mood"])
     assert sure == pytest.approx([0.9**3, 0.6 * 0.81])
     assert right == [True, False]
 
 
-@pytest.mark.parametrize("task", ["mood", None])
-def test_the_service_accepts_exactly_what_was_counted(task: str | None) -> None:
+@pytest.mark.parametrize("errors", [{"mood": 0.2, "names": 0.4}, {ITEM: 0.2}])
+def test_the_service_accepts_exactly_what_was_counted(errors: dict[str, float]) -> None:
     """The stored standard, the labels with their tasks in another order: the same decision text by text."""
     rng = np.random.default_rng(0)
     texts = list(words(400, seed=5))
@@ -229,15 +239,15 @@ def test_the_service_accepts_exactly_what_was_counted(task: str | None) -> None:
     for text, sure in zip(texts, rng.uniform(0.2, 1, 400), strict=True):
         labels = said(float(sure), "good" if rng.random() < sure else "bad", span=float(rng.uniform(0.8, 1)))
         rows.append((gold(text), Annotated(labels)))
-    found = made(rows, {task or ITEM: 0.2}, schema=WHAT)
-    (promise,) = found.promises
+    found = made(rows, errors, schema=WHAT)
+    promise = found.promises[0]
     standard = Standard.model_validate_json(found.standard.model_dump_json())
     taken = []
     for one, answer in rows:
         assert isinstance(answer, Annotated)
         labels = calibrated(Labels(mentions=answer.labels.mentions, choices=answer.labels.choices), standard)
         decision = decide(labels, Policy(audit_share=0), Evidence(draw=0.5, standard=standard))
-        if part_of(one.text) == "calibrate" and decision.outcome is Outcome.accepted:
+        if use_of(one.text) == "promise" and decision.outcome is Outcome.accepted:
             taken.append(standards.agrees(one.labels, answer.labels, "mood"))
     assert (len(taken), taken.count(False)) == (promise["accepted"], promise["wrong"])
     assert 0 < len(taken) < promise["n"]

@@ -199,9 +199,7 @@ def release(session: Session, held: Held) -> bool:
     return True
 
 
-def finish(
-    session: Session, held: Held, total: int, document: dict[str, Any], standard: dict[str, Any] | None
-) -> bool:
+def finish(session: Session, held: Held, total: int, document: dict[str, Any], standard: dict[str, Any] | None) -> bool:
     """Keep what came of a run of so many texts; whether it was still the holder's."""
     run = _still(session, held)
     if run is None:

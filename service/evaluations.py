@@ -199,13 +199,13 @@ def release(session: Session, held: Held) -> bool:
     return True
 
 
-def finish(session: Session, held: Held, document: dict[str, Any], standard: dict[str, Any] | None) -> bool:
-    """Keep what came of a run; whether it was still the holder's."""
+def finish(session: Session, held: Held, total: int, document: dict[str, Any], standard: dict[str, Any] | None) -> bool:
+    """Keep what came of a run of so many texts; whether it was still the holder's."""
     run = _still(session, held)
     if run is None:
         return False
     run.document, run.standard = document, standard
-    run.done = run.total
+    run.done = run.total = total
     _end(session, run, RunState.done)
     return True
 

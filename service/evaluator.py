@@ -177,7 +177,8 @@ class _Run:
             log.error("evaluation %s: %s", self.held.id, where(error))
             reason = f"it broke: {where(error)}"
         else:
-            return lambda session, held: evaluations.finish(session, held, document, standard)
+            total = self.progress.total
+            return lambda session, held: evaluations.finish(session, held, total, document, standard)
         return lambda session, held: evaluations.fail(session, held, reason)
 
     async def _store(self, end: _End, stop: asyncio.Event) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine as Database
 
-from eval.agreement import choice_agreement, choice_ceiling, span_agreement, span_ceiling
+from eval.agreement import choice_agreement, span_agreement
 from eval.calibration import calibrate, length_bands
+from eval.ceiling import choice_ceiling, span_ceiling
 from eval.parts import part_of
 from eval.scores import proportion, ranking
 from service import db, findings, prompt, standards
@@ -180,7 +181,7 @@ def told(rows: Sequence[tuple[float, bool]]) -> Evaluation:
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans()), min_size=1, max_size=300))
 def test_a_curve_is_what_counting_gives(rows: list[tuple[int, bool]]) -> None:
     pairs = [(sure / 100, right) for sure, right in rows]
-    points = findings.curve(told(pairs), "mood", Standard())["points"]
+    points = findings.curve(told(pairs), "mood", Standard(), ["mood"], ["mood"])["points"]
     assert 1 <= len(points) <= 60
     for point in points:
         taken = [right for sure, right in pairs if sure >= point["threshold"]]

@@ -194,7 +194,7 @@ def test_a_curve_is_what_counting_gives(rows: list[tuple[int, bool]]) -> None:
 
 def test_the_point_that_was_chosen_stands_on_its_curve_with_what_the_test_part_gave() -> None:
     found = told([(0.4 + n / 1000, n % 20 > 0 or n > 300) for n in range(390)])
-    made = standards.make(WHAT, found.gold, found.answers, {"mood": 0.1}, 0.9, {"name": "g"})
+    made = standards.make(WHAT, found.gold, found.answers, {"mood": 0.2}, 0.9, {"name": "g"})
     document = findings.promised({"curves": [{"of": "item"}, {"of": "mood"}]}, found, made)
     mood, item = document["curves"]
     assert item == {"of": "item"}

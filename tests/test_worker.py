@@ -401,7 +401,7 @@ def test_a_standard_accepts_what_the_usual_thresholds_would_not_and_keeps_to_gol
         _gold(session, "beer", "z", {"mood": "no such label"})
     first = post(database, ["tea"], policy={"audit_share": 0, "complete": 1.0})
     run(database, Fake(), finished(database, first))
-    version = hold(database, ("mood", 0.9), (None, 0.7))
+    version = hold(database, ("mood", 0.6), (None, 0.7))
     second = post(database, ["tea", "beer"], policy={"audit_share": 0, "complete": 1.0, "standard": True}, gold="g")
     run(database, Fake(), finished(database, second))
     assert states(database, first) == {State.review: 1}

@@ -87,7 +87,7 @@ def calibrate(
         write_documents(document, json_target, report)
         if apply:
             if made.lacking:
-                raise Invalid("nothing was put in force, since not all of it can be promised")
+                raise Invalid(f"nothing was put in force: {'; '.join(made.lacking)}")
             with db.begin(database) as session:
                 body = made.body(found.plan.body, identity)
                 row = standards.put(session, found.plan.sha256, found.plan.body, body)
@@ -141,14 +141,14 @@ def _recipe(row: StandardVersion) -> str:
 
 
 def _work(made: Made, items: int, seconds: float, price: float) -> Document | None:
-    """What is left for people where whole items, or the labels of a single task, are promised."""
+    """What is left for people; None where nothing was to be promised."""
     from eval.guarantee import work
     from eval.scores import Estimate
 
-    if len(made.promises) != 1:
+    if not made.promises:
         return None
-    coverage = made.promises[0]["coverage"]
-    return asdict(work(Estimate(**coverage) if coverage else None, items, seconds, price)) | {"price": price}
+    coverage = None if made.lacking else Estimate(**made.promises[0]["coverage"])  # the same for all: one threshold
+    return asdict(work(coverage, items, seconds, price)) | {"price": price}
 
 
 def _tell(document: Document, made: Made) -> None:

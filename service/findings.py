@@ -74,7 +74,7 @@ def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[st
             at = {key: (tested[promise["of"]][key] or {}).get("value") for key in ("coverage", "error")}
             drawn["chosen"] = {"threshold": chosen[promise["of"]], **at}
         curves.append(drawn)
-    named = {promise["of"] for promise in made.promises}
+    named = {promise["of"] for promise in made.promises} | ({*everything} if len(everything) == 1 else set())
     curves += [one for one in document["curves"] if one["of"] not in named]
     return document | {"curves": curves, "promises": made.promises, "checks": made.checks}
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine as Database
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from service import api
+from service import api, web
 from service.auth import Guard
 from service.engine import Engine
 from service.errors import ServiceError
@@ -61,8 +61,9 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
         exception_handlers=dict.fromkeys((ServiceError, HTTPException, RequestValidationError), handle),
     )
     app.state.running = running
-    for router in api.routers:
+    for router in (*api.routers, *web.routers):
         app.include_router(router)
+    app.mount("/static", web.STATIC)
     return app
 
 

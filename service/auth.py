@@ -23,12 +23,14 @@ from service.errors import Forbidden, Invalid, Unauthorized
 from service.settings import Settings
 
 SHORTEST_KEY = 16
-GUARDED = ("/v1/", "/metrics")
+GUARDED = ("/v1/", "/metrics", "/review", "/adjudicate", "/quality", "/accounts")
 
 
 class Role(StrEnum):
     client = "client"
     reviewer = "reviewer"
+    lead = "lead"  # sees everybody's work, settles what people disagree on
+    admin = "admin"  # says who may do what
 
 
 @dataclass(frozen=True, slots=True)

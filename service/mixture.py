@@ -28,10 +28,11 @@ FEWEST = 3  # labels offered at least, where a task has that many
 ALL_LABELS = 0.6  # share of packs that offer every label of a choice
 ALL_TASKS = 0.8  # share of packs that ask every task of a set
 DEFINED = 0.3  # share of packs that show definitions, where there are some
-RENAMED = 0.3  # share of packs in which labels go by another name, where they have one
+RENAMED = 0.4  # share of packs in which labels go by another name, where they have one
 OFFERED = 0.3  # share of packs that offer "other" though the set has no such label
 OUTSIDE = 0.2  # share of texts whose label is not offered, where "other" is
-STRANGE = 0.35  # share of texts that come from the strangers of a set, where it has some
+STRANGE = 0.25  # share of texts that come from the strangers of a set, where it has some
+MENTIONED = 0.75  # share of texts asked for spans that hold one of the types offered, at least
 LEAST_OTHER = 0.05  # share of texts that are "other" where every label of the set is offered, at least
 PACK_TOKENS = 480  # of texts and answers in a pack, about; as many as its beginning has where that is more
 HELD_OUT = 32  # of a set without a dev file, one text in so many is not trained on
@@ -262,11 +263,22 @@ def _translated(draws: _Draws, what: Schema, count: int, rng: Random) -> list[Go
         fits = all(_label(gold, name) in offered[name] or rest[name] is not None for name in rest)
         return fits and not inside(gold) and _labelled(gold, what)
 
+    def mentioning(gold: Gold) -> bool:
+        return inside(gold) and any(
+            span.label in offered[name]
+            for name, found in gold.labels.mentions.items()
+            if name in offered
+            for span in found.spans
+        )
+
     lacking = any(len(task.labels) - (rest[task.name] is not None) < draws.proper[task.name] for task in what.choices)
     share = (OUTSIDE if lacking else draws.other_share) if any(rest.values()) else 0.0
     strange = sum(rng.random() < STRANGE for _ in range(count)) if draws.strangers and _only_choices(what, rest) else 0
     others = sum(rng.random() < share for _ in range(count - strange))
-    gold = draws.take(count - strange - others, inside) + draws.take(others, outside)
+    # Where few types are offered nothing is the answer to most texts, and the model learns to say it of any new type.
+    mentioned = sum(rng.random() < MENTIONED for _ in range(count - strange - others)) if what.spans else 0
+    gold = draws.take(mentioned, mentioning) + draws.take(count - strange - others - mentioned, inside)
+    gold += draws.take(others, outside)
     translated = [_in_terms(one, offered, rest) for one in gold]
     for _ in range(strange):
         text = rng.choice(draws.strangers).take(1, bool)[0].text

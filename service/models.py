@@ -281,3 +281,31 @@ class EvaluationRun(SQLModel, table=True):
     standard: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
     finished_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class LedgerEntry(SQLModel, table=True):
+    """One change of state: who, what, to what; before and after as hashes. See `ledger`."""
+
+    __tablename__ = "ledger"
+    __table_args__ = (Index("ix_ledger_subject", "subject", "number"),)
+
+    number: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+    who: str = Field(max_length=100)
+    action: str = Field(max_length=40)
+    subject: str = Field(max_length=300)
+    before: str | None = Field(default=None, max_length=64)
+    after: str | None = Field(default=None, max_length=64)
+    recipe: str | None = Field(default=None, max_length=64)
+    previous: str = Field(max_length=64)
+    sha256: str = Field(default="", max_length=64)
+
+
+class LedgerHead(SQLModel, table=True):
+    """The last line of the ledger, in a single row: held while a line is added, and what tells that lines are gone."""
+
+    __tablename__ = "ledger_head"
+
+    id: int = Field(default=1, primary_key=True)
+    number: int = 0
+    sha256: str = Field(default="0" * 64, max_length=64)

@@ -148,7 +148,7 @@ def test_one_key_may_have_both_roles_and_one_without_a_name_gets_one(tmp_path: P
     both = "one-key-for-everything"
     keys = Keys(make_settings(tmp_path, client_keys=(both, CLIENT), reviewer_keys=(f"ada:{both}",)))
     everything = keys.identify(Headers({"authorization": f"bearer {both}"}))
-    assert (everything.name, everything.roles) == ("ada", frozenset(Role))
+    assert (everything.name, everything.roles) == ("ada", frozenset({Role.client, Role.reviewer}))
     client = keys.identify(Headers({"authorization": f"Bearer  {CLIENT} "}))
     assert client.name.startswith("key-")
     assert CLIENT not in client.name

@@ -85,6 +85,8 @@ def _caller(*roles: Role) -> Callable[..., Caller]:
 
 ClientDep = Annotated[Caller, Depends(_caller(Role.client))]
 ReviewerDep = Annotated[Caller, Depends(_caller(Role.reviewer))]
+LeadDep = Annotated[Caller, Depends(_caller(Role.lead))]
+AdminDep = Annotated[Caller, Depends(_caller(Role.admin))]
 AnyoneDep = Annotated[Caller, Depends(_caller(*Role))]
 
 

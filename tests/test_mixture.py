@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import sets
-from service.mixture import INJECTIONS, OUTSIDE, STRANGE, Pack, Training, held_out, plan, questions
+from service.mixture import INJECTIONS, MENTIONED, OUTSIDE, STRANGE, Pack, Training, held_out, plan, questions
 from service.parse import parse
 from service.prompt import Prompt, load
 from service.sets import Gold, GoldSet, Part, read_part
@@ -226,3 +226,12 @@ def test_texts_of_strangers_are_none_of_these_and_come_only_where_that_can_be_sa
     for pack in without:
         offered = {label.name for label in pack.schema.choices[0].labels}
         assert "other" in offered or not any("this is" in gold.text for gold in pack.gold)
+
+
+def test_most_texts_asked_for_mentions_hold_one_of_the_types_offered_however_few_are() -> None:
+    bare = [{"text": f"nobody is here at {n}", "entities": []} for n in range(200)]
+    packs = plan([part("names", [*names(), *bare], 600)], TRAINING)
+    texts = [gold for pack in packs for gold in pack.gold]
+    holding = sum(any(found.spans for found in gold.labels.mentions.values()) for gold in texts)
+    assert MENTIONED - 0.06 < holding / len(texts)
+    assert any("nobody" in gold.text for gold in texts), "that there is none has to be learnt too"

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlmodel import SQLModel
 
-from service import db
+from service import db, ledger
 from service.batches import BatchCreate, submit
 from service.labels import Alternative, Choice, Labels, Mentions, Span
 from service.schema import Schema
@@ -119,7 +119,9 @@ def _migrated(backend: str, request: pytest.FixtureRequest, tmp_path: Path, sett
         with engine.begin() as connection:
             others = "pid <> pg_backend_pid() AND datname = current_database()"  # what a killed process left open
             connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # the ledger refuses it otherwise
             connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+            connection.execute(text(f"INSERT INTO ledger_head VALUES (1, 0, '{ledger.NOTHING}')"))
     engine.dispose()
     return url
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from service.web import sign_in
 from service.web.pages import STATIC
 
-routers = ()
+routers = (sign_in.router,)
 
 __all__ = ["STATIC", "routers"]

@@ -31,7 +31,18 @@ from service.models import Account, Role
 from service.sessions import Sessions
 from service.settings import Settings
 
-__all__ = ["Caller", "Door", "Forms", "Guard", "Role", "check_same_site", "expanded", "is_loopback", "own_path"]
+__all__ = [
+    "LOCAL",
+    "Caller",
+    "Door",
+    "Forms",
+    "Guard",
+    "Role",
+    "check_same_site",
+    "expanded",
+    "is_loopback",
+    "own_path",
+]
 
 SHORTEST_KEY = 16
 API = ("/v1/", "/metrics")

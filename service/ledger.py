@@ -44,6 +44,7 @@ def append(
     before, after: the state as plain data, of which the line keeps the hash; None where there is none. recipe: the one
     behind the labels in question.
     """
+    was, became = digest(before), digest(after)  # before the head is locked: a state may be large
     head = session.exec(select(LedgerHead).with_for_update().execution_options(populate_existing=True)).one()
     line = LedgerEntry(
         number=head.number + 1,
@@ -51,8 +52,8 @@ def append(
         who=who,
         action=action,
         subject=subject,
-        before=digest(before),
-        after=digest(after),
+        before=was,
+        after=became,
         recipe=recipe,
         previous=head.sha256,
     )
@@ -107,7 +108,7 @@ def digest(state: Any) -> str | None:
     """Hash of plain data, the same whatever the order of its keys."""
     if state is None:
         return None
-    return hashlib.sha256(_canonical(state).encode()).hexdigest()
+    return hashlib.sha256(_canonical(state).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def chained(line: LedgerEntry) -> str:

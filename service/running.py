@@ -93,7 +93,7 @@ class Running:
         shipped = schema.load(path)
         try:
             with db.begin(self.database) as session:
-                batches.save_schema(session, shipped)
+                batches.register(session, shipped, who="service")
         except Conflict as error:
             raise ServiceError(
                 f"{path}: the schema {shipped.name!r} version {shipped.version} is in the database with other content. "

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from service.commands import annotate, calibrate, compare, evaluate, improve, schemas, serve, tune
+from service.commands import accounts, annotate, audit, calibrate, compare, evaluate, improve, schemas, serve, tune
 from service.commands.console import err
 from service.errors import ServiceError
 
@@ -28,6 +28,19 @@ prompt_app = typer.Typer(no_args_is_help=True, help="Prompts: how the model is a
 prompt_app.callback()(lambda: None)  # keeps the name of its one command
 prompt_app.command()(improve.improve)
 app.add_typer(prompt_app, name="prompt")
+accounts_app = typer.Typer(no_args_is_help=True, help="Accounts: who may sign in, and the keys they ask with.")
+accounts_app.command()(accounts.add)
+accounts_app.command("list")(accounts.show)
+accounts_app.command()(accounts.disable)
+accounts_app.command()(accounts.enable)
+accounts_app.command()(accounts.password)
+accounts_app.command()(accounts.key)
+accounts_app.command()(accounts.revoke)
+app.add_typer(accounts_app, name="accounts")
+audit_app = typer.Typer(no_args_is_help=True, help="The ledger: who changed what, and whether it is whole.")
+audit_app.command()(audit.verify)
+audit_app.command("list")(audit.show)
+app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:

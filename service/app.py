@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service import api, web
-from service.auth import Guard
+from service.auth import Forms, Guard
 from service.engine import Engine
 from service.errors import ServiceError
 from service.failures import handle
@@ -55,8 +55,9 @@ def create_app(settings: Settings, engine: Engine | None = None, database: Datab
         redirect_slashes=False,
         middleware=[
             Middleware(Edge, observe=running.metrics.observe),
-            Middleware(Guard, keys=running.keys),
+            Middleware(Guard, door=running.door),
             Middleware(Limits, largest=settings.max_body),
+            Middleware(Forms),
         ],
         exception_handlers=dict.fromkeys((ServiceError, HTTPException, RequestValidationError), handle),
     )

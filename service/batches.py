@@ -14,7 +14,7 @@ from sqlalchemy import func, insert, literal, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
-from service import models, stored
+from service import ledger, models, stored
 from service.errors import Conflict, Invalid, NotFound, TooLarge
 from service.labels import from_row, to_row
 from service.models import Batch, Item, ItemDecision, SchemaVersion, State, fingerprint
@@ -170,6 +170,16 @@ def save_schema(session: Session, schema: Schema) -> SchemaVersion:
             {"name": schema.name, "version": schema.version},
         )
     return found
+
+
+def register(session: Session, schema: Schema, *, who: str) -> bool:
+    """Save a schema for somebody, with a line in the ledger where it is new, which is returned. Raises Conflict."""
+    known = session.exec(select(SchemaVersion.id).where(SchemaVersion.sha256 == schema.sha256)).first()
+    save_schema(session, schema)
+    if known is None:
+        after, subject = schema.model_dump(mode="json"), f"schema:{schema.name}.v{schema.version}"
+        ledger.append(session, who=who, action="schema.save", subject=subject, before=None, after=after)
+    return known is None
 
 
 def find_schema(session: Session, name: str, version: int | None = None) -> Schema:

@@ -7,6 +7,7 @@ ServiceError              anything that becomes a response: message, HTTP status
 ├── Forbidden        403  a known key without the role
 ├── NotFound         404
 ├── Conflict         409  late, duplicate or contradictory
+├── Paused           429  too many failed sign-ins; `detail` says after how many seconds the next is looked at
 ├── Unavailable      503  the database cannot answer now; nothing was stored, and the same request may succeed later
 └── EngineError      503  the engine could not answer; says whether to retry, and what to do about it
 """
@@ -56,6 +57,11 @@ class NotFound(ServiceError):
 class Conflict(ServiceError):
     status_code = 409
     code = "conflict"
+
+
+class Paused(ServiceError):
+    status_code = 429
+    code = "paused"
 
 
 class Unavailable(ServiceError):

@@ -136,13 +136,14 @@ def listing(session: Session, after: str | None, limit: int) -> list[EvaluationR
     return list(session.exec(query.options(*light).limit(limit)))
 
 
-def cancel(session: Session, run_id: str) -> EvaluationRun:
-    """Drop a run that is not finished; one that is stays as it is. Raises NotFound."""
+def cancel(session: Session, run_id: str) -> tuple[EvaluationRun, bool]:
+    """Drop a run that is not finished: (the run, whether it was dropped now); a finished one stays. Raises NotFound."""
     run = find(session, run_id)
     session.refresh(run, with_for_update=True)
-    if run.state in (RunState.queued, RunState.running):
+    unfinished = run.state in (RunState.queued, RunState.running)
+    if unfinished:
         _end(session, run, RunState.cancelled)
-    return run
+    return run, unfinished
 
 
 def claim(session: Session, owner: str, lease_seconds: float) -> Held | None:

@@ -1,21 +1,27 @@
-"""The one place where errors become responses: `{"error": code, "detail": {"message": …}}`, whatever went wrong."""
+"""The one place where errors become responses: `{"error": code, "detail": {"message": …}}`, whatever went wrong.
+
+Who asks for HTML, and not of the API, is answered with a page that says the same.
+"""
 
 from __future__ import annotations
 
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
-from service.errors import ServiceError, TooLarge, Unauthorized, Unavailable
+from service.errors import Paused, ServiceError, TooLarge, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +58,31 @@ class ErrorBody(BaseModel):
     detail: ErrorDetail
 
 
-def respond(error: Exception) -> Response:
+@dataclass(frozen=True, slots=True)
+class ErrorPage:
+    """status: of HTTP. message: what went wrong, for people. unknown: whether it helps to sign in."""
+
+    status: int
+    message: str
+    unknown: bool
+
+
+def respond(error: Exception, scope: Scope) -> Response:
     """The response for an error; one that nobody foresaw tells nothing of itself."""
-    if isinstance(error, ServiceError):
-        return _response(error.status_code, error.code, _detail(error), _headers(error))
-    if isinstance(error, RequestValidationError):
-        return _response(422, "invalid", _problems(error), {})
-    if isinstance(error, HTTPException):
-        phrase = HTTPStatus(error.status_code).name.lower()
-        code = _CODES.get(error.status_code, phrase)
-        return _response(error.status_code, code, {"message": str(error.detail)}, error.headers or {})
-    return _response(500, ServiceError.code, {"message": "something went wrong here; it is in the service's log"}, {})
+    status, code, detail, headers = _told(error)
+    detail = _clean(detail)
+    if not _wants_page(scope):
+        return JSONResponse({"error": code, "detail": detail}, status_code=status, headers=dict(headers))
+    from service.web.pages import render  # the pages are made of what is made of this
+
+    page = render(Request(scope), "error.html", ErrorPage(status, detail["message"], status == 401), status)
+    page.headers.update(headers)
+    return page
 
 
-async def handle(_request: Request, error: Exception) -> Response:
+async def handle(request: Request, error: Exception) -> Response:
     """`respond`, in the form of an exception handler."""
-    return respond(error)
+    return respond(error, request.scope)
 
 
 def where(error: BaseException) -> str:
@@ -84,8 +99,21 @@ def where(error: BaseException) -> str:
     return ", from ".join(steps[:5])
 
 
-def _response(status: int, code: str, detail: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    return JSONResponse({"error": code, "detail": _clean(detail)}, status_code=status, headers=dict(headers))
+def _told(error: Exception) -> tuple[int, str, Mapping[str, Any], Mapping[str, str]]:
+    """Status, code, detail and headers."""
+    if isinstance(error, ServiceError):
+        return error.status_code, error.code, _detail(error), _headers(error)
+    if isinstance(error, RequestValidationError):
+        return 422, "invalid", _problems(error), {}
+    if isinstance(error, HTTPException):
+        code = _CODES.get(error.status_code, HTTPStatus(error.status_code).name.lower())
+        return error.status_code, code, {"message": str(error.detail)}, error.headers or {}
+    return 500, ServiceError.code, {"message": "something went wrong here; it is in the service's log"}, {}
+
+
+def _wants_page(scope: Scope) -> bool:
+    api = scope["path"].startswith(("/v1/", "/metrics"))
+    return not api and "text/html" in Headers(scope=scope).get("accept", "")
 
 
 def _detail(error: ServiceError) -> dict[str, Any]:
@@ -102,6 +130,8 @@ def _detail(error: ServiceError) -> dict[str, Any]:
 def _headers(error: ServiceError) -> dict[str, str]:
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": 'Bearer realm="concord"'}
+    if isinstance(error, Paused):
+        return {"Retry-After": str(error.detail["seconds"])}
     retryable = getattr(error, "retryable", isinstance(error, Unavailable))
     return {"Retry-After": RETRY_SECONDS} if retryable else {}
 

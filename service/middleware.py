@@ -53,7 +53,7 @@ class Edge:
         try:
             await self.app(scope, receive, answer)
         except Exception as error:
-            response = failures.respond(error)
+            response = failures.respond(error, scope)
             if response.status_code == 500:
                 log.error("%s %s: %s", scope["method"], _template(scope), failures.where(error))
             if status:

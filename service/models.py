@@ -88,6 +88,13 @@ class RunState(StrEnum):
     cancelled = "cancelled"
 
 
+class Role(StrEnum):
+    client = "client"
+    reviewer = "reviewer"
+    lead = "lead"  # sees everybody's work, settles what people disagree on
+    admin = "admin"  # says who may do what
+
+
 class SchemaVersion(SQLModel, table=True):
     """A schema as it was used; the same name and version never mean two things."""
 
@@ -358,3 +365,44 @@ class LedgerHead(SQLModel, table=True):
     id: int = Field(default=1, primary_key=True)
     number: int = 0
     sha256: str = Field(default="0" * 64, max_length=64)
+
+
+class Account(SQLModel, table=True):
+    """Somebody who may sign in, or whose keys may ask.
+
+    name: what is recorded with batches and reviews; never changed. password: its argon2 hash, None where only keys may
+    ask. roles: those that were given; what they imply is added by `auth`. epoch: raised when all sessions end; a
+    session names the epoch that it was made in. failures: sign-ins in a row that did not succeed; paused_until: no
+    other is tried before. must_change: nothing else is allowed before the password is changed.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(max_length=100, unique=True)
+    password: str | None = Field(default=None, max_length=200)
+    roles: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+    disabled_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    epoch: int = 0
+    failures: int = 0
+    paused_until: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    must_change: bool = False
+
+
+class ApiKey(SQLModel, table=True):
+    """A key of an account, by the sha256 of it; the key itself is told once and kept nowhere."""
+
+    __tablename__ = "api_key"
+
+    id: int | None = Field(default=None, primary_key=True)
+    account_id: int = Field(foreign_key="account.id", index=True)
+    digest: str = Field(max_length=64, unique=True)
+    label: str = Field(default="", max_length=100)
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+    revoked_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class Secret(SQLModel, table=True):
+    """What signs the sessions of a service that CONCORD_SECRET names none for, in a single row."""
+
+    id: int = Field(default=1, primary_key=True)
+    value: str = Field(max_length=100)

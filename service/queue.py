@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, func, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, select
 
-from service import db, models, route
+from service import db, ledger, models, route
 from service.labels import Labels
 from service.models import LEASED, QUEUED, Annotation, Batch, Item, ItemDecision, Recipe, SchemaVersion, State
 from service.review import priority
@@ -119,7 +119,17 @@ def claim(session: Session, owner: str, limit: int, lease_seconds: float) -> Cla
     _take_turns(session, owner)
     clock = db.clock(session)
     _reclaim(session, clock)
-    live = _live(session, clock)
+    live = _live(session)
+    given_up = _give_up(session, [batch.id for batch in live if batch.most >= ATTEMPTS], clock)
+    found = _claim(session, owner, limit, lease_seconds, _live(session) if given_up else live, clock)
+    for batch_id, results in given_up.items():
+        _note(session, owner, "worker.give_up", batch_id, State.queued, results)
+    return found
+
+
+def _claim(
+    session: Session, owner: str, limit: int, lease_seconds: float, live: Sequence[_Live], clock: datetime
+) -> Claim | None:
     if not live:
         return None
     held, worst = _holding(session, owner)
@@ -171,6 +181,7 @@ def store(session: Session, claim: Claim, results: Sequence[Result]) -> int:
         _upsert(session, Annotation, annotations, ("item_id", "task", "recipe"))
     _upsert(session, ItemDecision, [_decision_row(result, clock) for result in kept], ("item_id",))
     _finish(session, kept, clock)
+    _note(session, claim.owner, "worker.store", claim.batch.id, State.leased, kept)
     return len(kept)
 
 
@@ -207,24 +218,41 @@ def _reclaim(session: Session, clock: datetime) -> None:
     _update(session, ids, {"state": State.queued, "lease_owner": None, "lease_until": None, "updated_at": clock})
 
 
-def _live(session: Session, clock: datetime) -> list[_Live]:
-    """Batches with queued items, next one first. What has had its attempts is sent to review on the way."""
-    live = [_Live(*row) for row in session.connection().execute(_LIVE_BATCHES)]
-    spent = [batch.id for batch in live if batch.most >= ATTEMPTS]
-    if not spent:
-        return live
-    query = select(Item.id).where(QUEUED, col(Item.batch_id).in_(spent), col(Item.attempt) >= ATTEMPTS)
-    _give_up(session, session.exec(query.order_by(col(Item.id)).with_for_update(skip_locked=True)).all(), clock)
+def _live(session: Session) -> list[_Live]:
+    """Batches with queued items, next one first."""
     return [_Live(*row) for row in session.connection().execute(_LIVE_BATCHES)]
 
 
-def _give_up(session: Session, ids: Sequence[int | None], clock: datetime) -> None:
+def _give_up(session: Session, batch_ids: Sequence[str], clock: datetime) -> dict[str, list[Result]]:
+    """Send what has had its attempts to review, and return it by batch."""
+    if not batch_ids:
+        return {}
+    query = select(Item.id, Item.batch_id).where(QUEUED, col(Item.batch_id).in_(batch_ids), Item.attempt >= ATTEMPTS)
     detail = f"{ATTEMPTS} attempts ended without an answer; the last was on this text alone"
     decision = route.refuse(route.Code.failed, detail)
-    results = [Result(item_id=item, decision=decision) for item in ids if item is not None]
+    found: dict[str, list[Result]] = {}
+    for item, batch_id in session.exec(query.order_by(col(Item.id)).with_for_update(skip_locked=True)):
+        found.setdefault(batch_id, []).append(Result(item_id=item or 0, decision=decision))
+    results = [result for of_batch in found.values() for result in of_batch]
     if results:
         _upsert(session, ItemDecision, [_decision_row(result, clock) for result in results], ("item_id",))
         _finish(session, results, clock)
+    return found
+
+
+def _note(session: Session, owner: str, action: str, batch_id: str, before: State, results: Sequence[Result]) -> None:
+    """One line of the ledger for all of them, as the last statement: it locks the head of the chain until the commit,
+    which nobody who waits for an item or a batch may hold."""
+    items = sorted((result.item_id, result.decision.outcome.value) for result in results)
+    ledger.append(
+        session,
+        who=owner,
+        action=action,
+        subject=f"batch:{batch_id}",
+        before=[(item, before) for item, _ in items],
+        after=items,
+        recipe=next((result.recipe for result in results if result.recipe is not None), None),
+    )
 
 
 def _holding(session: Session, owner: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from sqlalchemy import Engine as Database
 
 from service import batches, db, evaluator, prompt, schema, worker
-from service.auth import Keys
+from service.auth import Door
 from service.engine import Engine, open_engine
 from service.errors import Conflict, EngineError, Invalid, ServiceError
 from service.failures import where
@@ -36,7 +36,7 @@ class Running:
 
     def __init__(self, settings: Settings, engine: Engine | None, database: Database | None) -> None:
         self.settings = settings
-        self.keys = Keys(settings)
+        self.door = Door(settings)
         prompts = prompt.load_all(settings.prompts)
         if settings.prompt not in prompts:
             raise Invalid(f"CONCORD_PROMPT={settings.prompt}: there is {', '.join(prompts) or 'no prompt'}")
@@ -85,6 +85,7 @@ class Running:
         if self._database is None:
             self._database = db.connect(self.settings.database_url)
         db.migrate(self._database)
+        self.door.unlock(self._database)
         for path in sorted(self.settings.schemas.glob("*.yaml")):
             self._register(path)
 
@@ -92,7 +93,7 @@ class Running:
         shipped = schema.load(path)
         try:
             with db.begin(self.database) as session:
-                batches.save_schema(session, shipped)
+                batches.register(session, shipped, who="service")
         except Conflict as error:
             raise ServiceError(
                 f"{path}: the schema {shipped.name!r} version {shipped.version} is in the database with other content. "

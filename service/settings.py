@@ -25,7 +25,10 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///concord.db", description="SQLite file or PostgreSQL server (postgresql+psycopg://…)"
     )
-    host: str = Field("127.0.0.1", description="address to listen on; anything but loopback needs API keys")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on; whoever asks on loopback may do everything while there are no API keys here",
+    )
     port: int = Field(8300, ge=1, le=65535, description="port to listen on")
     client_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="API keys that may annotate, upload gold and export"
@@ -33,6 +36,8 @@ class Settings(BaseSettings):
     reviewer_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="API keys that may settle reviews; as name:key, the name is recorded"
     )
+    secret: str = Field("", description="what signs sessions; empty: made at the first start and kept in the database")
+    session_hours: float = Field(12.0, gt=0, le=8760, description="hours until somebody must sign in again")
 
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="embedded engine in process, or vLLM servers"

@@ -227,6 +227,13 @@ def newest(session: Session, recipe: str) -> StandardVersion | None:
     return session.exec(query.limit(1)).first()
 
 
+def noted(row: StandardVersion) -> dict[str, Any]:
+    """What the ledger says of a standard that came in force: the arguments of `ledger.append` but who and action."""
+    before = None if row.predecessor is None else {"standard": row.predecessor}
+    after = {"standard": row.id, "body": row.body}
+    return {"subject": f"standard:{row.id}", "before": before, "after": after, "recipe": row.recipe}
+
+
 def _check(schema: Schema, errors: Mapping[str, float], level: float) -> None:
     known = [task.name for task in schema.tasks]
     for name, error in errors.items():

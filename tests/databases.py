@@ -120,6 +120,7 @@ def _migrated(backend: str, request: pytest.FixtureRequest, tmp_path: Path, sett
         with engine.begin() as connection:
             others = "pid <> pg_backend_pid() AND datname = current_database()"  # what a killed process left open
             connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+            connection.execute(text("SET LOCAL session_replication_role = replica"))  # the ledger refuses it otherwise
             connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
             connection.execute(insert(LedgerHead))
     engine.dispose()

@@ -1,4 +1,4 @@
-"""Who may do what: every route, with no key, a client's and a reviewer's."""
+"""Who may do what: every route, with no key, a client's and a reviewer's. Sessions are in test_sign_in.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 
-from service.auth import Guard, Keys, Role
+from service.auth import LOCAL, Caller, Door, Guard, Role, expanded
 from service.errors import Forbidden, Invalid, Unauthorized
 from tests.serving import CLIENT, REVIEWER, URL, finished, make_app, make_settings, post_batch, serving
 
@@ -73,6 +73,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield client
 
 
+def identify(door: Door, headers: dict[str, str], method: str = "GET") -> Caller:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": "/v1/batches", "headers": raw}
+    return asyncio.run(door.identify(HTTPConnection(scope)))
+
+
 def routes(client: TestClient) -> set[tuple[str, str]]:
     paths = client.get("/openapi.json").json()["paths"]
     return {(method.upper(), path) for path, methods in paths.items() for method in methods}
@@ -130,8 +136,8 @@ def test_nothing_is_read_from_who_has_no_key(tmp_path: Path) -> None:
     async def send(_message: Any) -> None:
         raise AssertionError("the route was reached")
 
-    guard = Guard(send, Keys(make_settings(tmp_path, client_keys=(CLIENT,))))  # type: ignore[arg-type]
-    scope = {"type": "http", "path": "/v1/batches", "headers": []}
+    guard = Guard(send, Door(make_settings(tmp_path, client_keys=(CLIENT,))))  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "POST", "path": "/v1/batches", "headers": []}
     with pytest.raises(Unauthorized):
         asyncio.run(guard(scope, receive, send))
 
@@ -150,23 +156,25 @@ def test_the_name_of_a_key_is_what_is_recorded(guarded: TestClient) -> None:
 
 def test_one_key_may_have_both_roles_and_one_without_a_name_gets_one(tmp_path: Path) -> None:
     both = "one-key-for-everything"
-    keys = Keys(make_settings(tmp_path, client_keys=(both, CLIENT), reviewer_keys=(f"ada:{both}",)))
-    everything = keys.identify(Headers({"authorization": f"bearer {both}"}))
+    door = Door(make_settings(tmp_path, client_keys=(both, CLIENT), reviewer_keys=(f"ada:{both}",)))
+    everything = identify(door, {"authorization": f"bearer {both}"})
     assert (everything.name, everything.roles) == ("ada", frozenset({Role.client, Role.reviewer}))
-    client = keys.identify(Headers({"authorization": f"Bearer  {CLIENT} "}))
+    client = identify(door, {"authorization": f"Bearer  {CLIENT} "})
     assert client.name.startswith("key-")
     assert CLIENT not in client.name
     with pytest.raises(Unauthorized):
-        keys.identify(Headers({}))
+        identify(door, {})
+
+
+def test_roles_imply_others(tmp_path: Path) -> None:
+    assert expanded(["lead"]) == {Role.lead, Role.reviewer}
+    assert expanded(["admin"]) == set(Role)
+    assert expanded(["client", "reviewer"]) == {Role.client, Role.reviewer}
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"host": "0.0.0.0"}, "CONCORD_CLIENT_KEYS"),
-        ({"host": "::"}, "loopback"),
-        ({"host": "concord.example"}, "loopback"),
-        ({"host": ""}, "loopback"),
         ({"client_keys": ("short",)}, "CONCORD_CLIENT_KEYS, entry 1"),
         ({"reviewer_keys": (REVIEWER, "ada:")}, "CONCORD_REVIEWER_KEYS, entry 2"),
         ({"client_keys": (f":{CLIENT}",)}, "a name has"),
@@ -176,7 +184,7 @@ def test_one_key_may_have_both_roles_and_one_without_a_name_gets_one(tmp_path: P
         ({"prompt": "none.v1"}, "CONCORD_PROMPT"),
     ],
 )
-def test_a_service_that_would_stand_open_does_not_start(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_a_service_with_keys_that_cannot_be_does_not_start(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(Invalid, match=says) as raised:
         make_app(tmp_path, **changes)
     assert CLIENT not in str(raised.value)
@@ -184,7 +192,14 @@ def test_a_service_that_would_stand_open_does_not_start(tmp_path: Path, changes:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "LOCALHOST"])
 def test_loopback_needs_no_key(tmp_path: Path, host: str) -> None:
-    Keys(make_settings(tmp_path, host=host))
+    own = {"host": "127.0.0.1:8300"}
+    assert identify(Door(make_settings(tmp_path, host=host)), own) == LOCAL
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "concord.example", "", "127.0.0.1.example"])
+def test_without_keys_a_service_that_others_reach_is_closed(tmp_path: Path, host: str) -> None:
+    with pytest.raises(Unauthorized):
+        identify(Door(make_settings(tmp_path, host=host)), {"host": "127.0.0.1:8300"})
 
 
 @pytest.mark.parametrize(
@@ -200,17 +215,25 @@ def test_loopback_needs_no_key(tmp_path: Path, host: str) -> None:
         ({}, False),
         ({"host": "127.0.0.1:8300", "origin": "https://attacker.example"}, False),
         ({"host": "127.0.0.1:8300", "origin": "null"}, False),
+        ({"host": "127.0.0.1:8300", "origin": "http://[127.0.0.1:8300"}, False),
+        ({"host": "[::1"}, False),
+        ({"host": "127.0.0.1:8300", "authorization": "Basic aaaa"}, True),
         ({"host": "127.0.0.1:8300", "origin": "http://127.0.0.1:9999"}, False),
         ({"host": "127.0.0.1:8300", "sec-fetch-site": "cross-site"}, False),
     ],
 )
 def test_without_keys_no_other_web_page_is_answered(tmp_path: Path, headers: dict[str, str], good: bool) -> None:
-    keys = Keys(make_settings(tmp_path))
+    door = Door(make_settings(tmp_path))
     if good:
-        assert keys.identify(Headers(headers)).name == "local"
+        assert identify(door, headers) == LOCAL
     else:
         with pytest.raises(Forbidden):
-            keys.identify(Headers(headers))
+            identify(door, headers)
+
+
+def test_an_open_service_refuses_a_key_that_nobody_has(tmp_path: Path) -> None:
+    with pytest.raises(Unauthorized):
+        identify(Door(make_settings(tmp_path)), {"host": "127.0.0.1:8300", "authorization": f"Bearer {CLIENT}"})
 
 
 def test_without_keys_the_service_says_to_whom_it_answers(tmp_path: Path) -> None:

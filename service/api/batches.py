@@ -15,7 +15,7 @@ from sqlalchemy import func, tuple_
 from sqlmodel import Session, col, select
 from starlette.concurrency import run_in_threadpool
 
-from service import batches, db, measure, models, prompt
+from service import batches, db, ledger, measure, models, prompt
 from service.annotate import Plan
 from service.api.bodies import NDJSON, Route, lines
 from service.api.dependencies import BODY, ClientDep, Limit, ReadDep, RunningDep, SessionDep, Word, errors
@@ -159,12 +159,16 @@ def accept(
     first, *second = (prompt.load(service.settings.prompts, asked) for asked in (name, new.second_prompt) if asked)
     Plan(schema, first, Identity(service.settings.engine, service.settings.model), *second)
     batch, fresh = batches.submit(session, caller.name, idempotency_key, new, schema, name, service.settings)
+    response.headers["Location"] = f"/v1/batches/{batch.id}"
+    told = _accepted(session, batch)
     if fresh:
         background.add_task(wake)  # runs after the commit
+        after = {"content": batch.content_sha256, "policy": batch.policy} | told.model_dump(mode="json")
+        subject = f"batch:{batch.id}"
+        ledger.append(session, who=caller.name, action="batch.create", subject=subject, before=None, after=after)
     else:
         response.status_code = 200
-    response.headers["Location"] = f"/v1/batches/{batch.id}"
-    return _accepted(session, batch)
+    return told
 
 
 @router.get("/v1/batches", summary="List batches", responses=errors(422, 503))
@@ -241,9 +245,16 @@ async def events(
 
 
 @router.post("/v1/batches/{batch}/cancel", summary="Cancel a batch", responses=errors(404, 415, 413, 422, 503))
-def cancel(batch: BatchId, session: SessionDep, _caller: ClientDep) -> Cancelled:
+def cancel(batch: BatchId, session: SessionDep, caller: ClientDep) -> Cancelled:
     """Drop what is queued or with a worker. What is done stays. Cancelling again is no error."""
-    return Cancelled(id=batch, cancelled=batches.cancel(session, batch))
+    before = batches.find(session, batch).cancelled_at
+    cancelled = batches.cancel(session, batch)
+    if cancelled or before is None:
+        was, now = {"cancelled_at": before}, {"cancelled_at": batches.find(session, batch).cancelled_at}
+        after = now | {"items": cancelled}
+        subject = f"batch:{batch}"
+        ledger.append(session, who=caller.name, action="batch.cancel", subject=subject, before=was, after=after)
+    return Cancelled(id=batch, cancelled=cancelled)
 
 
 @router.get("/v1/batches/{batch}/agreement", summary="Agreement with gold", responses=errors(404, 422, 503))

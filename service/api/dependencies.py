@@ -20,7 +20,7 @@ from service.stored import check_storable
 MOST = 2**31 - 1  # the largest key of a row that PostgreSQL's integer columns can be compared with
 SUMMARIES = {
     401: "No API key, or an unknown one",
-    403: "The key lacks the role",
+    403: "The caller lacks the role, or another web page has sent this",
     404: "There is no such thing",
     408: "The body came too slowly",
     409: "It contradicts what is there, or came too late",
@@ -30,7 +30,7 @@ SUMMARIES = {
     503: "The database or the engine cannot answer now; the hint says what to do",
 }
 
-_bearer = HTTPBearer(auto_error=False, description="An API key of CONCORD_CLIENT_KEYS or CONCORD_REVIEWER_KEYS")
+_bearer = HTTPBearer(auto_error=False, description="An API key, of the settings or of an account")
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -77,7 +77,7 @@ def _caller(*roles: Role) -> Callable[..., Caller]:
         if caller is None:
             raise Unauthorized("this needs an API key")
         if not caller.roles & set(roles):
-            raise Forbidden(f"this needs a key of the role {' or '.join(roles)}, which {caller.name} has not")
+            raise Forbidden(f"this needs the role {' or '.join(roles)}, which {caller.name} has not")
         return caller
 
     return check

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
-from service import evaluations
+from service import evaluations, ledger
 from service.api.bodies import Route
 from service.api.dependencies import BODY, ClientDep, Limit, ReadDep, RunningDep, SessionDep, Word, errors
 from service.errors import Conflict
@@ -122,7 +122,10 @@ def accept(
     run = evaluations.submit(session, caller.name, new, service.settings)
     background.add_task(wake)  # runs after the commit
     response.headers["Location"] = f"/v1/evaluations/{run.id}"
-    return EvaluationState(**_fields(session, run))
+    told = EvaluationState(**_fields(session, run))
+    after, subject = told.model_dump(mode="json"), f"evaluation:{run.id}"
+    ledger.append(session, who=caller.name, action="evaluation.create", subject=subject, before=None, after=after)
+    return told
 
 
 @router.get("/v1/evaluations", summary="List evaluations", responses=errors(422, 503))
@@ -168,9 +171,14 @@ def report(evaluation: RunId, session: ReadDep, _caller: ClientDep) -> HTMLRespo
     summary="Cancel an evaluation",
     responses=errors(404, 413, 415, 422, 503),
 )
-def cancel(evaluation: RunId, session: SessionDep, _caller: ClientDep) -> EvaluationState:
+def cancel(evaluation: RunId, session: SessionDep, caller: ClientDep) -> EvaluationState:
     """Drop it, queued or running. One that is finished stays as it is; cancelling again is no error."""
-    return EvaluationState(**_fields(session, evaluations.cancel(session, evaluation)))
+    run, dropped = evaluations.cancel(session, evaluation)
+    told = EvaluationState(**_fields(session, run))
+    if dropped:
+        after, subject = {"state": run.state}, f"evaluation:{run.id}"
+        ledger.append(session, who=caller.name, action="evaluation.cancel", subject=subject, before=None, after=after)
+    return told
 
 
 def _fields(session: Session, run: EvaluationRun) -> dict[str, Any]:

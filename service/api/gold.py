@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import batches, gold
+from service import batches, gold, ledger
 from service.api.bodies import Route, records
 from service.api.dependencies import (
     BODY,
@@ -86,7 +86,7 @@ def upload(
     body: BytesDep,
     session: SessionDep,
     service: RunningDep,
-    _caller: ClientDep,
+    caller: ClientDep,
     schema: Annotated[Word, Query(min_length=1, max_length=40, description="schema that the labels follow")],
     version: Annotated[
         int | None, Query(ge=1, le=1_000_000, description="its version; the newest where absent")
@@ -102,7 +102,13 @@ def upload(
         raise Invalid("body: expected at least one record")
     if len(found) > most:  # all are stored in one transaction, for which others wait
         raise TooLarge(f"body: at most {most:,} records in an upload; send the rest in another", {"limit": most})
-    return Uploaded(**gold.upload(session, name, batches.find_schema(session, schema, version), found))
+    followed = batches.find_schema(session, schema, version)
+    counted = gold.upload(session, name, followed, found)
+    if counted["added"] or counted["replaced"]:
+        after = {"records": found, "schema": followed.sha256, "counted": counted}
+        subject = f"gold:{name}"
+        ledger.append(session, who=caller.name, action="gold.upload", subject=subject, before=None, after=after)
+    return Uploaded(**counted)
 
 
 @router.get("/v1/gold", summary="List gold sets", responses=errors(503))

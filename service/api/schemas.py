@@ -101,16 +101,14 @@ def one_schema(name: Name, session: ReadDep, _caller: AnyoneDep, version: Versio
     openapi_extra=BODY_DOCUMENTED,
 )
 def register(
-    body: BytesDep, session: SessionDep, service: RunningDep, _caller: ClientDep, response: Response
+    body: BytesDep, session: SessionDep, service: RunningDep, caller: ClientDep, response: Response
 ) -> SchemaPublic:
     """Have a schema checked and kept. The same name and version with other content is a conflict: raise the version."""
     new = schema.parse(body)
     # Its worked examples are checked against tasks and texts when a prompt is rendered.
     asked = prompt.load(service.settings.prompts, service.settings.prompt)
     Plan(new, asked, Identity(service.settings.engine, service.settings.model))
-    known = session.exec(select(SchemaVersion.id).where(SchemaVersion.sha256 == new.sha256)).first()
-    batches.save_schema(session, new)
-    response.status_code = 201 if known is None else 200
+    response.status_code = 201 if batches.register(session, new, who=caller.name) else 200
     return _public(new)
 
 

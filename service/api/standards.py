@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import evaluations, standards
+from service import evaluations, ledger, standards
 from service.api.bodies import Route
 from service.api.dependencies import (
     BODY,
@@ -98,13 +98,15 @@ def listing(
     response_description="From now on the recipe's labels are decided by it",
     responses=errors(404, 409, 503, *BODY) | {200: {"model": StandardPublic, "description": "It is in force already"}},
 )
-def put(new: StandardCreate, session: SessionDep, _caller: ClientDep, response: Response) -> StandardPublic:
+def put(new: StandardCreate, session: SessionDep, caller: ClientDep, response: Response) -> StandardPublic:
     """Decide by what an evaluation made. A conflict, with the reason, where not all of it can be promised.
 
     It holds for items that are labelled from now on. What was in force before stays in the history.
     """
     row, fresh = evaluations.put_in_force(session, new.evaluation)
-    if not fresh:
+    if fresh:
+        ledger.append(session, who=caller.name, action="standard.put", **standards.noted(row))
+    else:
         response.status_code = 200
     return _public(row, in_force=True)
 
@@ -116,9 +118,11 @@ def put(new: StandardCreate, session: SessionDep, _caller: ClientDep, response: 
     response_description="It is in force, as a new version",
     responses=errors(404, 413, 415, 422, 503),
 )
-def restore(standard: Version, session: SessionDep, _caller: ClientDep) -> StandardPublic:
+def restore(standard: Version, session: SessionDep, caller: ClientDep) -> StandardPublic:
     """Decide by an earlier standard again: a new version with its content, whose predecessor is the one in force."""
-    return _public(standards.restore(session, standard), in_force=True)
+    row = standards.restore(session, standard)
+    ledger.append(session, who=caller.name, action="standard.restore", **standards.noted(row))
+    return _public(row, in_force=True)
 
 
 def _public(row: StandardVersion, in_force: bool) -> StandardPublic:

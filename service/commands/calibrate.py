@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from service import db, evaluation, findings, prompt, standards
+from service import db, evaluation, findings, ledger, prompt, standards
 from service.annotate import Plan
+from service.commands.accounts import WHO
 from service.commands.console import (
     EngineOption,
     GoldArgument,
@@ -91,6 +92,7 @@ def calibrate(
             with db.begin(database) as session:
                 body = made.body(found.plan.body, identity)
                 row = standards.put(session, found.plan.sha256, found.plan.body, body)
+                ledger.append(session, who=WHO, action="standard.put", **standards.noted(row))
             before = f"; before it: {row.predecessor}" if row.predecessor else ""
             out.print(f"standard {row.id} is in force for {_recipe(row)}{before}")
         else:
@@ -106,6 +108,7 @@ def show_standards(
         if restore is not None:
             with db.begin(database) as session:
                 row = standards.restore(session, restore)
+                ledger.append(session, who=WHO, action="standard.restore", **standards.noted(row))
             out.print(f"standard {row.id}, which is {restore} again, is in force for {_recipe(row)}")
         with db.read(database) as session:
             found = standards.history(session)

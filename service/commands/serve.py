@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from service import prompt, schema
-from service.commands.console import EngineOption, err, opened, out, settings_of
+from service.commands.console import EngineOption, err, opened, opened_database, out, settings_of
 from service.engine import Identity, open_engine
 from service.errors import ServiceError
 from service.settings import Settings
@@ -26,7 +26,9 @@ def serve(
     """Run the service: HTTP API and, unless CONCORD_WORKERS is 0, the workers that label."""
     from service import app as service
 
-    service.serve(settings_of(host=host, port=port))
+    settings = settings_of(host=host, port=port)
+    _tell_first_admin(settings)
+    service.serve(settings)
 
 
 def worker() -> None:
@@ -76,6 +78,19 @@ def doctor(engine_name: EngineOption = None) -> None:
         table.add_row("[red]problem[/]", f"{error.message} {getattr(error, 'hint', '')}".strip())
     out.print(table)
     raise typer.Exit(0 if ready else 1)
+
+
+def _tell_first_admin(settings: Settings) -> None:
+    """Somebody must be able to sign in: the first start makes an account, and nothing keeps its password."""
+    from service import accounts, db
+
+    with opened_database(settings) as database, db.begin(database) as session:
+        password = accounts.first_admin(session)
+    if password is not None:
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        where = f"http://{shown}:{settings.port}/"
+        told = f"sign in at {where} as {accounts.FIRST}, password {password}"
+        err.print(f"{told}; it is shown this once and must be changed", markup=False, highlight=False, soft_wrap=True)
 
 
 async def _engine_answers(settings: Settings) -> Identity:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from service.web import accounts, sign_in
 from service.web.pages import STATIC
 
-routers = ()
+routers = (sign_in.router, accounts.router)
 
 __all__ = ["STATIC", "routers"]

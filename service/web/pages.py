@@ -51,11 +51,14 @@ PLACES = (
 def render(request: Request, template: str, page: Any, status: int = 200) -> HTMLResponse:
     """The template with the fields of `page` (a frozen dataclass, which documents what the template is given).
 
-    Every template also has `caller` (None where nobody has signed in), `places` (the pages that they may open) and
-    `here` (the path).
+    Every template also has `caller` (None where nobody has signed in), `places` (the pages that they may open), `here`
+    (the path) and `csrf`: the session's token, which every form sends back in a hidden field of that name, and scripts
+    in the header X-CSRF-Token; empty without a session.
     """
     caller: Caller | None = getattr(request.state, "caller", None)
     content = {field.name: getattr(page, field.name) for field in fields(page)}
     places = [place for place in PLACES if caller and place.role in caller.roles]
-    html = _templates.get_template(template).render(**content, caller=caller, places=places, here=request.url.path)
-    return HTMLResponse(html, status, {"Content-Security-Policy": POLICY})
+    shared = {"caller": caller, "places": places, "here": request.scope["path"], "csrf": caller.token if caller else ""}
+    html = _templates.get_template(template).render(**content, **shared)
+    # With `no-referrer` browsers would not say where a form comes from, and it would be refused.
+    return HTMLResponse(html, status, {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"})

@@ -17,8 +17,10 @@ from service.evaluation import Evaluation
 from service.labels import Labels, plain
 from service.models import now
 from service.route import Standard, score
-from service.sets import Gold
+from service.sets import Gold, Judgement
 from service.standards import ITEM, Made
+
+Place = tuple[int, int, str]  # of a mention: start, end, label
 
 SHOWN = 20  # disagreements, and suspects, that are listed
 SLICES = 20  # values that a field of meta may have to be a slice
@@ -197,22 +199,32 @@ def _confidence(task: str, found: Evaluation, identity: Mapping[str, Any]) -> di
 def _ceiling(task: str, found: Evaluation) -> dict[str, Any] | None:
     from eval.ceiling import choice_ceiling, span_ceiling
 
-    several = [(gold, said) for gold, said in found.pairs if len(_read_by(gold, task)) > 1]
-    if not several:
+    read = [(gold, said) for gold, said in found.pairs if len({one.who for one in _judged(gold, task)}) > 1]
+    if not read:
         return None
-    if task in several[0][1].choices:
-        labels = [said.choices[task].label for _, said in several]
-        people = [{who: one.choices[task].label for who, one in _read_by(gold, task).items()} for gold, _ in several]
-        return asdict(choice_ceiling(people, labels))
-    marked = [{who: _places(one, task) for who, one in _read_by(gold, task).items()} for gold, _ in several]
-    return asdict(span_ceiling(marked, [_places(said, task) for _, said in several]))
+    if task in read[0][1].choices:
+        people = [{one.who: one.labels.choices[task].label for one in _judged(gold, task)} for gold, _ in read]
+        return asdict(choice_ceiling(people, [said.choices[task].label for _, said in read]))
+    marked, asked = zip(*(_marked(gold, task) for gold, _ in read), strict=True)
+    return asdict(span_ceiling(marked, [_places(said, task) for _, said in read], asked))
 
 
-def _read_by(gold: Gold, task: str) -> dict[str, Labels]:
-    return {who: one for who, one in gold.people.items() if task in one.choices or task in one.mentions}
+def _judged(gold: Gold, task: str) -> list[Judgement]:
+    return [one for one in gold.people if task in one.labels.choices or task in one.labels.mentions]
 
 
-def _places(labels: Labels, task: str) -> set[tuple[int, int, str]]:
+def _marked(gold: Gold, task: str) -> tuple[dict[str, set[Place]], dict[str, set[str]]]:
+    """What each person marked, and for which labels those were asked who were not asked for all."""
+    marked: dict[str, set[Place]] = defaultdict(set)
+    asked: dict[str, set[str]] = defaultdict(set)
+    judged = _judged(gold, task)
+    for one in judged:
+        marked[one.who] |= _places(one.labels, task)
+        asked[one.who] |= one.asked or set()
+    return marked, {who: labels for who, labels in asked.items() if all(x.asked for x in judged if x.who == who)}
+
+
+def _places(labels: Labels, task: str) -> set[Place]:
     return {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
 
 

@@ -28,7 +28,7 @@ from service.evaluation import Evaluation, evaluate
 from service.labels import Choice, Labels, Mentions, Span
 from service.route import Standard
 from service.schema import Schema
-from service.sets import Gold
+from service.sets import Gold, Judgement
 from service.settings import PROJECT
 
 WHAT = Schema.model_validate(
@@ -86,11 +86,11 @@ def found() -> Evaluation:
     golds, answers = [], {}
     for n, word in enumerate(WORDS[:120]):
         text = f"Ann went to Oslo {word}"
-        people = {who: labels(text, "good" if n % (3 + k) else "bad") for k, who in enumerate(("eva", "jo"))}
+        people = [Judgement(who, labels(text, "good" if n % (3 + k) else "bad")) for k, who in enumerate(("eva", "jo"))]
         names = [("Ann", "person")] + ([("Oslo", "place")] if n % 2 else [])
         meta = {"source": "mail" if n % 2 else "chat", "label": "x" if n < 60 else "y", "length": n % 2, "n": n}
         meta |= {"odd": [1], "half": 0.5, "nothing": None}
-        golds.append(gold(text, "bad" if n % 7 == 0 else "good", names, people=people if n < 40 else {}, meta=meta))
+        golds.append(gold(text, "bad" if n % 7 == 0 else "good", names, people=people if n < 40 else (), meta=meta))
         mood = "down" if n == 119 else "so so" if n % 11 == 0 else "good"
         answers[text] = (f"{mood} | Ann = {'person' if n % 5 else 'place'} | Oslo = place" if n != 119 else mood, 0.0)
         answers[text] = (answers[text][0], -0.02 * (1 + n % 13))
@@ -120,14 +120,29 @@ def test_every_number_is_that_of_the_function_it_is_named_after(found: Evaluatio
     assert {key: mood["confidence"][key] for key in ("before", "after")} == {k: worth[k] for k in ("before", "after")}
     assert sorted(map(str, mood["confidence"]["cells"])) == sorted(map(str, worth["cells"]))
     read = pairs[:40]
-    people = [{who: one.choices["mood"].label for who, one in g.people.items()} for g, _ in read]
+    people = [{one.who: one.labels.choices["mood"].label for one in g.people} for g, _ in read]
     assert mood["ceiling"] == asdict(choice_ceiling(people, [s.choices["mood"].label for _, s in read]))
     assert (
         names.items()
         >= asdict(span_agreement([placed(g.labels) for g, _ in pairs], [placed(s) for _, s in pairs])).items()
     )
-    marked = [{who: placed(one) for who, one in g.people.items()} for g, _ in read]
+    marked = [{one.who: placed(one.labels) for one in g.people} for g, _ in read]
     assert names["ceiling"] == asdict(span_ceiling(marked, [placed(s) for _, s in read]))
+
+
+def test_people_who_were_asked_for_some_labels_are_the_ceiling_of_these() -> None:
+    text = "Ann went to Oslo so"
+    ann, oslo = ("Ann", "person"), ("Oslo", "place")
+    judged = [("eva", [ann], "person"), ("jo", [ann], "person"), ("jo", [oslo], "place"), ("kim", [], "place")]
+    people = [Judgement(who, labels(text, None, names), frozenset({asked})) for who, names, asked in judged]
+    found = evaluated([gold(text, people=people)], {text: ("good | Ann = person | Oslo = place", -0.1)})
+    ceiling = findings.document(found, "set", found.gold, None)["tasks"]["names"]["ceiling"]
+    # eva and jo agree on Ann; jo marked Oslo, kim did not.
+    assert (ceiling["n"], ceiling["cases"], ceiling["f1"]["value"]) == (1, 3, 2 / 3)
+    assert [(pair["first"], pair["second"], pair["score"]["value"]) for pair in ceiling["pairs"]] == [
+        ("eva", "jo", 1.0),
+        ("jo", "kim", 0.0),
+    ]
 
 
 def test_a_document_is_plain_json_without_a_number_that_is_none(found: Evaluation) -> None:
@@ -145,7 +160,7 @@ def test_a_document_is_plain_json_without_a_number_that_is_none(found: Evaluatio
         [gold("down")],
         [gold("Ann", None, None)],
         [gold("Ann", "good", None), gold("Bob", None, ())],
-        [gold("Ann", "bad", (), meta={"a": True}, people={"eva": labels("Ann", "bad", None)})],
+        [gold("Ann", "bad", (), meta={"a": True}, people=[Judgement("eva", labels("Ann", "bad", None))])],
     ],
 )
 def test_next_to_no_gold_is_told_in_full_too(golds: list[Gold]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
 from service import readings, standards
@@ -26,6 +27,16 @@ SHOWN = 20  # disagreements, and suspects, that are listed
 SLICES = 20  # values that a field of meta may have to be a slice
 POINTS = 60  # of a curve
 SURE = 0.9  # probability from which a disagreement speaks against gold
+
+
+class Workload(BaseModel):
+    """New texts to come, and what people's time is: of which the work left is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    items: int = Field(1000, ge=1, le=1_000_000_000, strict=True, description="texts for which the work left is told")
+    seconds: float = Field(15.0, ge=0, le=1_000_000, strict=True, description="a person's time for one text")
+    price: float = Field(0.0, ge=0, le=1_000_000, strict=True, description="of a person's hour, in any currency")
 
 
 def document(found: Evaluation, name: str, everything: Sequence[Gold], session: Session | None) -> dict[str, Any]:
@@ -62,8 +73,8 @@ def document(found: Evaluation, name: str, everything: Sequence[Gold], session: 
     }
 
 
-def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[str, Any]:
-    """The document with what was promised, and the point that was chosen on each curve."""
+def promised(document: dict[str, Any], found: Evaluation, made: Made, load: Workload) -> dict[str, Any]:
+    """The document with what was promised, the work that is then left, and the point chosen on each curve."""
     chosen = {line.task or ITEM: line.threshold for line in made.standard.lines}
     tested = {check["of"]: check for check in made.checks}
     everything = [task.name for task in found.plan.schema.tasks]
@@ -78,7 +89,7 @@ def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[st
         curves.append(drawn)
     named = {promise["of"] for promise in made.promises} | ({*everything} if len(everything) == 1 else set())
     curves += [one for one in document["curves"] if one["of"] not in named]
-    return document | {"curves": curves, "promises": made.promises, "checks": made.checks}
+    return document | {"curves": curves, "promises": made.promises, "checks": made.checks, "work": _work(made, load)}
 
 
 def gold_identity(name: str, gold: Sequence[Gold]) -> dict[str, Any]:
@@ -168,6 +179,17 @@ def suspects(found: Evaluation, session: Session | None) -> list[dict[str, Any]]
             listed.append(_entry(gold, said, task) | {"reason": "; ".join(voices), "weight": probability + len(same)})
     listed.sort(key=lambda entry: -entry["weight"])
     return [{key: value for key, value in entry.items() if key != "weight"} for entry in listed[:SHOWN]]
+
+
+def _work(made: Made, load: Workload) -> dict[str, Any] | None:
+    """What is left for people; None where nothing was to be promised."""
+    from eval.guarantee import work
+    from eval.scores import Estimate
+
+    if not made.promises:
+        return None
+    coverage = None if made.lacking else Estimate(**made.promises[0]["coverage"])  # the same for all: one threshold
+    return asdict(work(coverage, load.items, load.seconds, load.price)) | {"price": load.price}
 
 
 def _curves(found: Evaluation, tasks: Sequence[str]) -> list[dict[str, Any]]:

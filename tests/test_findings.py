@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from sqlalchemy import Engine as Database
 from eval.agreement import choice_agreement, span_agreement
 from eval.calibration import calibrate, length_bands
 from eval.ceiling import choice_ceiling, span_ceiling
+from eval.guarantee import work
 from eval.parts import part_of
-from eval.scores import proportion, ranking
+from eval.scores import Estimate, proportion, ranking
 from service import db, findings, prompt, standards
 from service.annotate import Annotated, Failure, Plan
 from service.engine import Identity, Request
@@ -168,10 +169,13 @@ def test_next_to_no_gold_is_told_in_full_too(golds: list[Gold]) -> None:
     answers = {one.text: (said[one.text], -0.1) for one in golds}
     found = evaluated(golds, answers)
     made = standards.make(WHAT, golds, found.answers, {"mood": 0.1, "item": 0.1}, 0.9, {"name": "g"})
-    document = findings.promised(findings.document(found, "set", golds, None), found, made)
+    document = findings.promised(findings.document(found, "set", golds, None), found, made, findings.Workload())
     json.dumps(document, allow_nan=False)
     assert {"mood", "item"} <= {curve["of"] for curve in document["curves"]}
     assert all(curve["chosen"] is None for curve in document["curves"])
+
+
+LOAD = findings.Workload(items=500, seconds=30.0, price=20.0)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -210,7 +214,7 @@ def test_a_curve_is_what_counting_gives(rows: list[tuple[int, bool]]) -> None:
 def test_the_point_that_was_chosen_stands_on_its_curve_with_what_the_test_part_gave() -> None:
     found = told([(0.4 + n / 1000, n % 20 > 0 or n > 300) for n in range(390)])
     made = standards.make(WHAT, found.gold, found.answers, {"mood": 0.2}, 0.9, {"name": "g"})
-    document = findings.promised({"curves": [{"of": "item"}, {"of": "mood"}]}, found, made)
+    document = findings.promised({"curves": [{"of": "item"}, {"of": "mood"}]}, found, made, LOAD)
     mood, item = document["curves"]
     assert item == {"of": "item"}
     (check,), (line,) = document["checks"], made.standard.lines
@@ -220,6 +224,11 @@ def test_the_point_that_was_chosen_stands_on_its_curve_with_what_the_test_part_g
         "error": check["error"]["value"],
     }
     assert document["promises"] == made.promises
+    assert made.lacking  # nothing is promised of the names, so that no item can be accepted
+    assert document["work"] == asdict(work(None, 500, 30.0, 20.0)) | {"price": 20.0}
+    document = findings.promised(document, found, replace(made, unstated=()), LOAD)
+    coverage = Estimate(**made.promises[0]["coverage"])
+    assert document["work"] == asdict(work(coverage, 500, 30.0, 20.0)) | {"price": 20.0}
     assert mood["points"][-1]["threshold"] <= line.threshold <= mood["points"][0]["threshold"]
 
 

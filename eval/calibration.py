@@ -7,6 +7,7 @@ out. A measure that the data cannot give is None, and `notes` says why under its
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -173,6 +174,7 @@ def calibrate(
     confidence: shape (n,), in [0, 1]. right: shape (n,). texts: shape (n,), which text each item is of.
     slices: by name, shape (n,), the value of each item: its label, language, source, a `length_bands` band.
     gold: identity of the items, kept in the calibrator. The order of items plays no part.
+    Cells are in the order of the values, numbers in them by size.
     Values that fewer than 30 texts have are pooled in one cell; fewer than 30 together are counted, not measured.
     Raises ValueError for unequal lengths or a confidence outside [0, 1].
     """
@@ -438,8 +440,9 @@ def _calibration_error(off: Numbers, was: Numbers, bins: Places, at: Places) -> 
 def _cells(name: str, items: list[tuple[str, float, float, bool, str]]) -> list[Cell]:
     """items: (value, confidence before, after, right, text)."""
     texts = Counter(value for value, _ in {(item[0], item[4]) for item in items})
-    large = [(value,) for value in sorted(texts) if texts[value] >= SMALL_CELL]
-    small = tuple(value for value in sorted(texts) if texts[value] < SMALL_CELL)
+    ordered = sorted(texts, key=_by_number)
+    large = [(value,) for value in ordered if texts[value] >= SMALL_CELL]
+    small = tuple(value for value in ordered if texts[value] < SMALL_CELL)
     cells = []
     for values in [*large, *([small] if small else [])]:
         _, before, after, right, of = zip(*(item for item in items if item[0] in values), strict=True)
@@ -451,3 +454,9 @@ def _cells(name: str, items: list[tuple[str, float, float, bool, str]]) -> list[
             cell = replace(cell, before=pair[0], after=pair[1], note=note)
         cells.append(cell)
     return cells
+
+
+def _by_number(value: str) -> tuple[list[str | int], str]:
+    """Sorts `9 to 20` before `10 to 30`, and what has no numbers in it as text."""
+    parts = re.split(r"(\d{1,18})", value)  # text and numbers in turn
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], value

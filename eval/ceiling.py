@@ -55,9 +55,9 @@ class SpanCeiling:
     """What people reach against one another on n texts that two or more of them read, and the model against them.
 
     A case is one person's mentions of one text, held against those that more than half of the others marked, with the
-    same start, end and label. people: strict F1 over all cases; model: of the model's mentions in the people's place;
-    both in [0, 1]. difference: model less people, in [-1, 1]. f1: strict F1 over all pairs of people and all texts;
-    pairs: of each two, by name.
+    same start, end and label; of each label, the others are those who were asked for it. people: strict F1 over all
+    cases; model: of the model's mentions in the people's place; both in [0, 1]. difference: model less people, in
+    [-1, 1]. f1: strict F1 over all pairs of people and all texts; pairs: of each two, by name.
     """
 
     n: int
@@ -68,6 +68,23 @@ class SpanCeiling:
     f1: Estimate | None
     pairs: tuple[RaterPair, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What one person marked in a text. asked: for mentions of which labels; None for all."""
+
+    marked: set[Mention]
+    asked: set[str] | None
+
+    def judged(self, label: str) -> bool:
+        return self.asked is None or label in self.asked
+
+    def shares(self, other: _Reader) -> bool:
+        """Whether there is a label that both were asked for."""
+        if self.asked is None or other.asked is None:
+            return self.asked != set() and other.asked != set()
+        return bool(self.asked & other.asked)
 
 
 def choice_ceiling(people: Sequence[Mapping[str, str]], said: Sequence[str]) -> ChoiceCeiling:
@@ -108,30 +125,35 @@ def choice_ceiling(people: Sequence[Mapping[str, str]], said: Sequence[str]) -> 
 
 
 def span_ceiling(
-    people: Sequence[Mapping[str, Collection[Mention]]], said: Sequence[Collection[Mention]]
+    people: Sequence[Mapping[str, Collection[Mention]]],
+    said: Sequence[Collection[Mention]],
+    asked: Sequence[Mapping[str, Collection[str]]] | None = None,
 ) -> SpanCeiling:
     """How far people agree with one another about the mentions of each text, and the model with the same people.
 
     people: shape (n,), for each text who read it, with the mentions marked, maybe none. said: shape (n,), the model's
-    mentions. Otherwise as choice_ceiling. F1 between two people is symmetric, and is what kappa tends to where, as in
-    running text, the places without a mention cannot be counted: Hripcsak and Rothschild (2005).
-    Raises ValueError for unequal lengths.
+    mentions. asked: shape (n,), the labels that a reader was asked for; who is not named was asked for all. Two people
+    are compared on the labels that both were asked for, a person and most others on those that the person and another
+    were, and the model, in the person's place, on the same. Otherwise as choice_ceiling.
+    F1 between two people is symmetric, and is what kappa tends to where, as in running text, the places without a
+    mention cannot be counted: Hripcsak and Rothschild (2005).
+    Raises ValueError for unequal lengths, and for a mention with a label that its reader was not asked for.
     """
+    limits = [{}] * len(people) if asked is None else asked
+    readers = [_readers(read, limit) for read, limit in zip(people, limits, strict=True)]
     texts = [
-        ([set(marked) for marked in read.values()], set(mentions))
-        for read, mentions in zip(people, said, strict=True)
-        if len(read) > 1
+        (list(read.values()), set(mentions)) for read, mentions in zip(readers, said, strict=True) if _compared(read)
     ]
-    kinds = Counter(_span_cases(marked, mentions) for marked, mentions in texts)
+    kinds = Counter(_span_cases(read, mentions) for read, mentions in texts)
     counts, (person, persons, model, models, pair, pairs) = columns(kinds.items(), 6)
     by_people, by_model, f1 = shares(counts, (person, persons), (model, models), (pair, pairs))
     gap = _gap(counts, (model, models), (person, persons))
     measures = {"people": by_people, "model": by_model, "difference": gap, "f1": f1}
     return SpanCeiling(
         n=len(texts),
-        cases=sum(len(marked) for marked, _ in texts),
+        cases=sum(map(_compared, readers)),
         **measures,
-        pairs=tuple(_span_pairs(people)),
+        pairs=tuple(_span_pairs(readers)),
         notes=_undefined(measures, "no mention on either side" if texts else "no text was read by two people"),
     )
 
@@ -145,16 +167,36 @@ def _against_most(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield most, label
 
 
-def _span_cases(people: Sequence[set[Mention]], said: set[Mention]) -> tuple[int, ...]:
+def _readers(people: Mapping[str, Collection[Mention]], asked: Mapping[str, Collection[str]]) -> dict[str, _Reader]:
+    read = {who: _Reader(set(marked), set(asked[who]) if who in asked else None) for who, marked in people.items()}
+    for who, one in read.items():
+        if beyond := {label for _, _, label in one.marked if not one.judged(label)}:
+            raise ValueError(f"{who} marked {', '.join(sorted(beyond))}, but was not asked for it")
+    return read
+
+
+def _compared(readers: Mapping[str, _Reader]) -> int:
+    """How many of a text's readers can be held against another."""
+    return sum(any(one.shares(other) for other in readers.values() if other is not one) for one in readers.values())
+
+
+def _span_cases(people: Sequence[_Reader], said: set[Mention]) -> tuple[int, ...]:
     """Twice what agrees and how many mentions there are: person and most others, model and the same, two people."""
-    votes = Counter(mention for marked in people for mention in marked)
+    votes = Counter(mention for one in people for mention in one.marked)
+    judges = {label: sum(one.judged(label) for one in people) for _, _, label in votes.keys() | said}
     person = persons = model = models = 0
-    for marked in people:
-        most = {mention for mention, n in votes.items() if 2 * (n - (mention in marked)) > len(people) - 1}
-        person, persons = person + 2 * len(most & marked), persons + len(most) + len(marked)
-        model, models = model + 2 * len(most & said), models + len(most) + len(said)
+    for one in people:
+        held = {label for label, n in judges.items() if n > 1 and one.judged(label)}
+        own, theirs = ({mention for mention in side if mention[2] in held} for side in (one.marked, said))
+        most = {
+            mention
+            for mention, n in votes.items()
+            if mention[2] in held and 2 * (n - (mention in own)) > judges[mention[2]] - 1
+        }
+        person, persons = person + 2 * len(most & own), persons + len(most) + len(own)
+        model, models = model + 2 * len(most & theirs), models + len(most) + len(theirs)
     pair = sum(n * (n - 1) for n in votes.values())
-    return person, persons, model, models, pair, (len(people) - 1) * votes.total()
+    return person, persons, model, models, pair, sum(n * (judges[mention[2]] - 1) for mention, n in votes.items())
 
 
 def _choice_pairs(people: Sequence[Mapping[str, str]]) -> Iterator[RaterPair]:
@@ -168,12 +210,15 @@ def _choice_pairs(people: Sequence[Mapping[str, str]]) -> Iterator[RaterPair]:
         yield RaterPair(first, second, pairs.total(), score)
 
 
-def _span_pairs(people: Sequence[Mapping[str, Collection[Mention]]]) -> Iterator[RaterPair]:
+def _span_pairs(texts: Sequence[Mapping[str, _Reader]]) -> Iterator[RaterPair]:
     shared: dict[tuple[str, str], Counter[tuple[int, int]]] = defaultdict(Counter)
-    for read in people:
+    for read in texts:
         for first, second in combinations(sorted(read), 2):
-            here, there = set(read[first]), set(read[second])
-            shared[first, second][2 * len(here & there), len(here) + len(there)] += 1
+            one, other = read[first], read[second]
+            if one.shares(other):
+                here = {mention for mention in one.marked if other.judged(mention[2])}
+                there = {mention for mention in other.marked if one.judged(mention[2])}
+                shared[first, second][2 * len(here & there), len(here) + len(there)] += 1
     for (first, second), kinds in sorted(shared.items()):
         counts, (agreed, size) = columns(kinds.items(), 2)
         yield RaterPair(first, second, kinds.total(), *shares(counts, (agreed, size)))

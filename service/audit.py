@@ -56,6 +56,17 @@ class Stream:
     wrong: dict[str | None, tuple[bool, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Tests:
+    """standard: the version in force whose promise is tested. windows: what the shifts are between, in words."""
+
+    standard: int | None
+    stream: Stream
+    drifts: dict[str | None, ErrorDrift]
+    windows: dict[str, Any]
+    shifts: tuple[Shift, ...]
+
+
 def recipes(session: Session, schema: str) -> list[str]:
     """Recipes of this schema, any version, that labelled an item: the 20 last in use, the last first."""
     named = [one for one, body in session.exec(select(Recipe.sha256, Recipe.body)) if _schema_name(body) == schema]
@@ -74,24 +85,18 @@ def watch(session: Session, recipe: str, promised: float | None = None) -> dict[
     "windows", "shifts": what was compared with what, and every test. "alarms": what was raised, in words.
     Raises NotFound for a recipe that labelled nothing; ValueError for a promise outside (0, 1).
     """
-    from eval.audit import shifts
-
-    held = standards.in_force(session, recipe)
-    lines = {line.task: line.error for line in held.lines} if held else {}
-    found = stream(session, recipe, held.version if held and lines else None)
-    drifts = drift(found, lines if promised is None else dict.fromkeys(found.wrong, promised))
-    windows, reference, recent = _windows(session, recipe, found.schema)
-    moved = shifts(reference, recent, LOOKS) if recent else ()
+    tests = _tested(session, recipe, promised)
+    found, drifts, moved = tests.stream, tests.drifts, tests.shifts
     return {
         "recipe": recipe,
         "schema": found.schema.name,
         "version": found.schema.version,
-        "standard": held.version if held and lines else None,
+        "standard": tests.standard,
         "promised": promised,
         "audits": _audits(found),
         "errors": [_error(task, error) for task, error in errors(found).items()],
         "drift": [_drift(task, one, found) for task, one in drifts.items()],
-        "windows": windows,
+        "windows": tests.windows,
         "shifts": [asdict(shift) for shift in moved],
         "alarms": [
             *(
@@ -102,6 +107,17 @@ def watch(session: Session, recipe: str, promised: float | None = None) -> dict[
             *({"what": one.what, "task": one.task, "says": _changed(one)} for one in moved if one.raised),
         ],
     }
+
+
+def alarms(session: Session, recipe: str) -> dict[str, int]:
+    """How many alarms of each kind stand, as `watch` raises them; a kind of which nothing could be tested is absent.
+
+    Kinds: "error", "labels", "confidence". Raises NotFound for a recipe that labelled nothing.
+    """
+    tests = _tested(session, recipe, None)
+    raised = [("error", one.raised) for one in tests.drifts.values()]
+    raised += [(one.what, one.raised) for one in tests.shifts if one.p is not None]
+    return {kind: sum(up for what, up in raised if what == kind) for kind in dict.fromkeys(what for what, _ in raised)}
 
 
 def stream(session: Session, recipe: str, standard: int | None = None) -> Stream:
@@ -171,6 +187,19 @@ def drift(found: Stream, promised: Mapping[str | None, float]) -> dict[str | Non
 
     least = _least(found)
     return {task: error_drift(found.wrong[task], found.inclusion, least, error) for task, error in promised.items()}
+
+
+def _tested(session: Session, recipe: str, promised: float | None) -> _Tests:
+    """Every test of `watch`."""
+    from eval.audit import shifts
+
+    held = standards.in_force(session, recipe)
+    lines = {line.task: line.error for line in held.lines} if held else {}
+    standard = held.version if held and lines else None
+    found = stream(session, recipe, standard)
+    drifts = drift(found, lines if promised is None else dict.fromkeys(found.wrong, promised))
+    windows, reference, recent = _windows(session, recipe, found.schema)
+    return _Tests(standard, found, drifts, windows, shifts(reference, recent, LOOKS) if recent else ())
 
 
 def _least(found: Stream) -> float:

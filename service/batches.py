@@ -133,8 +133,8 @@ def submit(
     """
     _check_sizes(new, settings)
     # The request as sent, not what its defaults mean today: a retry must find its batch after an update too.
-    content = _sha256(new.model_dump(mode="json", exclude_unset=True))
-    key = _checked_key(key) if key is not None else BY_CONTENT + _sha256([content, schema.sha256, prompt])
+    content = content_hash(new.model_dump(mode="json", exclude_unset=True))
+    key = checked_key(key) if key is not None else BY_CONTENT + content_hash([content, schema.sha256, prompt])
     version = save_schema(session, schema)
     row = Batch(
         client=client,
@@ -147,7 +147,7 @@ def submit(
         gold=new.gold,
         total=len(new.texts),
     )
-    if _insert_once(session, Batch, row.model_dump()):
+    if insert_once(session, Batch, row.model_dump()):
         session.exec(insert(Item), params=list(_items(row.id, new)))
         return session.get_one(Batch, row.id), True
     existing = session.exec(select(Batch).where(Batch.client == client, Batch.key == key)).one()
@@ -161,7 +161,7 @@ def save_schema(session: Session, schema: Schema) -> SchemaVersion:
     row = SchemaVersion(
         name=schema.name, version=schema.version, sha256=schema.sha256, body=schema.model_dump(mode="json")
     )
-    _insert_once(session, SchemaVersion, row.model_dump(exclude={"id"}))
+    insert_once(session, SchemaVersion, row.model_dump(exclude={"id"}))
     query = select(SchemaVersion).where(SchemaVersion.name == schema.name, SchemaVersion.version == schema.version)
     found = session.exec(query).one()
     if found.sha256 != schema.sha256:
@@ -300,7 +300,8 @@ def _check_sizes(new: BatchCreate, settings: Settings) -> None:
             )
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """An Idempotency-Key as it can be stored. Raises Invalid."""
     try:
         check_storable(key)
     except ValueError as error:
@@ -312,7 +313,8 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def _sha256(value: object) -> str:
+def content_hash(value: object) -> str:
+    """The sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -334,7 +336,7 @@ def _items(batch_id: str, new: BatchCreate) -> Iterator[dict[str, Any]]:
         }
 
 
-def _insert_once(session: Session, table: type[SQLModel], row: dict[str, Any]) -> bool:
+def insert_once(session: Session, table: type[SQLModel], row: dict[str, Any]) -> bool:
     """Whether the row is new. Waits for another transaction that is inserting the same one."""
     insert_into = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     statement = insert_into(table).values(**row).on_conflict_do_nothing().returning(literal(1))

@@ -17,11 +17,13 @@ from sqlalchemy import and_, or_, tuple_
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from service import batches, db, prompt, standards
+from service import batches, db, gold, prompt, standards
 from service.annotate import Plan
 from service.engine import Identity
 from service.errors import Conflict, Invalid, NotFound
-from service.models import UNFINISHED, EvaluationRun, GoldItem, RunState, SchemaVersion, StandardVersion
+from service.findings import Workload
+from service.gold import PREFIX
+from service.models import UNFINISHED, EvaluationRun, RunState, SchemaVersion, StandardVersion
 from service.schema import Schema
 from service.settings import Settings
 from service.standards import ITEM
@@ -46,6 +48,11 @@ class EvaluationCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     gold: Named = Field(description="name of the gold set")
+    gold_version: str | None = Field(
+        None,
+        pattern=PREFIX.pattern,
+        description="sha256 of the version that is read, or how it begins; the newest where absent",
+    )
     schema_name: Annotated[str, AfterValidator(_storable)] = Field(
         alias="schema", min_length=1, max_length=40, description="name of the schema"
     )
@@ -62,6 +69,10 @@ class EvaluationCreate(BaseModel):
     )
     confidence: Share = Field(0.95, description="how sure all promises together are to be")
     limit: int | None = Field(None, ge=1, le=1_000_000, strict=True, description="read at most so many texts")
+    work: Workload = Field(
+        default_factory=lambda: Workload(),
+        description="with `errors`: the hours and the cost of what is left for people",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,45 +82,37 @@ class Held:
     id: str
     fence: int
     gold: str
+    gold_version: str | None
     schema: Schema
     prompts: tuple[str, ...]
     errors: dict[str, float]
     confidence: float
     limit: int | None
+    work: Workload
 
 
-def submit(session: Session, client: str, new: EvaluationCreate, settings: Settings) -> EvaluationRun:
-    """Store what is to be run. Raises NotFound or Invalid, naming the field, for what could only fail."""
-    with _of("schema"):
-        schema = batches.find_schema(session, new.schema_name, new.schema_version)
-    with _of("gold"):
-        if session.exec(select(GoldItem.id).where(GoldItem.gold == new.gold).limit(1)).first() is None:
-            raise NotFound(f"no gold set {new.gold!r}")
-    for number, name in enumerate(new.prompts):
-        with _of(f"prompts[{number}]"):
-            Plan(schema, prompt.load(settings.prompts, name), Identity(settings.engine, settings.model))
-            if name in new.prompts[:number]:
-                raise Invalid(f"expected a prompt that is not there yet; {name} is")
-    tasks = [task.name for task in schema.tasks]
-    for name in new.errors:
-        with _of(f"errors.{name}"):
-            if name != ITEM and name not in tasks:
-                raise Invalid(f"expected {ITEM}, or a task of the schema {schema.name}: {', '.join(tasks)}")
-    with _of("errors"):
-        if new.errors and len(new.prompts) > 1:
-            raise Invalid("expected none where prompts are compared; promise for the one that is chosen")
-    run = EvaluationRun(
-        client=client,
-        gold=new.gold,
-        schema_id=batches.save_schema(session, schema).id or 0,
-        prompts=list(new.prompts),
-        errors=new.errors,
-        confidence=new.confidence,
-        limit=new.limit,
-    )
-    session.add(run)
-    session.flush()
-    return run
+def submit(
+    session: Session, client: str, key: str | None, new: EvaluationCreate, settings: Settings
+) -> tuple[EvaluationRun, bool]:
+    """Store what is to be run: (the run, whether it is new). Safe when the same request comes twice at once.
+
+    key: the client's Idempotency-Key. The same key with the same content gives the run that is there, whatever became
+    of it; with other content it is a Conflict. Without one it is a new run each time.
+    Raises NotFound or Invalid, naming the field, for what could only fail.
+    """
+    # The request as sent, not what its defaults mean today: a retry must find its run after an update too.
+    content = batches.content_hash(new.model_dump(mode="json", exclude_unset=True))
+    checked = None if key is None else batches.checked_key(key)
+    under = select(EvaluationRun).where(EvaluationRun.client == client, EvaluationRun.key == checked)
+    found = None if key is None else session.exec(under).first()
+    if found is None:
+        run = _run(session, client, new, settings).model_dump() | {"key": key, "content_sha256": content}
+        if batches.insert_once(session, EvaluationRun, run):
+            return session.get_one(EvaluationRun, run["id"]), True
+        found = session.exec(under).one()
+    if found.content_sha256 != content:
+        raise Conflict("this key was used before, with other content", {"evaluation": found.id})
+    return found, False
 
 
 def find(session: Session, run_id: str) -> EvaluationRun:
@@ -173,7 +176,18 @@ def claim(session: Session, owner: str, lease_seconds: float) -> Held | None:
     session.add(run)
     session.flush()
     schema = Schema.model_validate(schema_of(session, run).body)
-    return Held(run.id, run.fence, run.gold, schema, tuple(run.prompts), run.errors, run.confidence, run.limit)
+    return Held(
+        id=run.id,
+        fence=run.fence,
+        gold=run.gold,
+        gold_version=run.gold_version,
+        schema=schema,
+        prompts=tuple(run.prompts),
+        errors=run.errors,
+        confidence=run.confidence,
+        limit=run.limit,
+        work=Workload.model_validate(run.work or {}),
+    )
 
 
 def renew(session: Session, held: Held, done: int, total: int, lease_seconds: float) -> bool:
@@ -241,6 +255,41 @@ def put_in_force(session: Session, run_id: str) -> tuple[StandardVersion, bool]:
         return before, False
     body = run.standard["body"]
     return standards.put(session, run.standard["recipe"], body["recipe"], body | {"evaluation": run.id}), True
+
+
+def _run(session: Session, client: str, new: EvaluationCreate, settings: Settings) -> EvaluationRun:
+    """What was asked for, checked against what there is."""
+    with _of("schema"):
+        schema = batches.find_schema(session, new.schema_name, new.schema_version)
+    with _of("gold"):
+        held = gold.newest(session, new.gold)
+    if new.gold_version is not None:
+        with _of("gold_version"):
+            held = gold.version(session, new.gold, new.gold_version)
+    for number, name in enumerate(new.prompts):
+        with _of(f"prompts[{number}]"):
+            Plan(schema, prompt.load(settings.prompts, name), Identity(settings.engine, settings.model))
+            if name in new.prompts[:number]:
+                raise Invalid(f"expected a prompt that is not there yet; {name} is")
+    tasks = [task.name for task in schema.tasks]
+    for name in new.errors:
+        with _of(f"errors.{name}"):
+            if name != ITEM and name not in tasks:
+                raise Invalid(f"expected {ITEM}, or a task of the schema {schema.name}: {', '.join(tasks)}")
+    with _of("errors"):
+        if new.errors and len(new.prompts) > 1:
+            raise Invalid("expected none where prompts are compared; promise for the one that is chosen")
+    return EvaluationRun(
+        client=client,
+        gold=new.gold,
+        gold_version=held.sha256,
+        schema_id=batches.save_schema(session, schema).id or 0,
+        prompts=list(new.prompts),
+        errors=new.errors,
+        confidence=new.confidence,
+        limit=new.limit,
+        work=new.work.model_dump(),
+    )
 
 
 @contextmanager

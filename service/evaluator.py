@@ -216,7 +216,7 @@ class _Run:
         """In a thread: the document, and the standard that was made, as EvaluationRun keeps them."""
         held = self.held
         with db.read(self.database) as session:
-            everything = gold.labelled(session, held.gold, held.schema)
+            everything = gold.labelled(session, held.gold, held.schema, held.gold_version)
         if not any(one.labels.choices or one.labels.mentions for one in everything):
             raise Invalid(f"gold: no text of {held.gold!r} is labelled for a task of the schema {held.schema.name}")
         chosen = sample(everything, held.limit)
@@ -224,7 +224,7 @@ class _Run:
         found = {name: asyncio.run(self._read(name, chosen)) for name in held.prompts}
         if len(found) > 1:
             return comparison.document(found, held.gold, everything), None
-        return self._found(found[held.prompts[0]])
+        return self._found(found[held.prompts[0]], everything)
 
     async def _read(self, name: str, chosen: Sequence[Gold]) -> Evaluation:
         """In a thread: what one prompt says. Raises EngineError where the engine is down, Invalid where no text has
@@ -243,14 +243,14 @@ class _Run:
             raise Invalid(f"{name}: no text could be labelled: {reason}")
         return found
 
-    def _found(self, found: Evaluation) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _found(self, found: Evaluation, everything: Sequence[Gold]) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """In a thread: what an evaluation says, and what can be promised where that was asked."""
         held = self.held
         with db.read(self.database) as session:
-            document = findings.document(found, held.gold, found.gold, session)
+            document = findings.document(found, held.gold, everything, session)
         if not held.errors:
             return document, None
         identity = {"name": held.gold, "sha256": document["gold"]["sha256"]}
         made = standards.make(held.schema, found.gold, found.answers, held.errors, held.confidence, identity)
         standard = {"recipe": found.plan.sha256, "body": made.body(found.plan.body, identity), "lacking": made.lacking}
-        return findings.promised(document, found, made), standard
+        return findings.promised(document, found, made, held.work), standard

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
 from service import readings, standards
@@ -17,13 +18,25 @@ from service.evaluation import Evaluation
 from service.labels import Labels, plain
 from service.models import now
 from service.route import Standard, score
-from service.sets import Gold
+from service.sets import Gold, Judgement
 from service.standards import ITEM, Made
+
+Place = tuple[int, int, str]  # of a mention: start, end, label
 
 SHOWN = 20  # disagreements, and suspects, that are listed
 SLICES = 20  # values that a field of meta may have to be a slice
 POINTS = 60  # of a curve
 SURE = 0.9  # probability from which a disagreement speaks against gold
+
+
+class Workload(BaseModel):
+    """New texts to come, and what people's time is: of which the work left is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    items: int = Field(1000, ge=1, le=1_000_000_000, strict=True, description="texts for which the work left is told")
+    seconds: float = Field(15.0, ge=0, le=1_000_000, strict=True, description="a person's time for one text")
+    price: float = Field(0.0, ge=0, le=1_000_000, strict=True, description="of a person's hour, in any currency")
 
 
 def document(found: Evaluation, name: str, everything: Sequence[Gold], session: Session | None) -> dict[str, Any]:
@@ -60,8 +73,8 @@ def document(found: Evaluation, name: str, everything: Sequence[Gold], session: 
     }
 
 
-def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[str, Any]:
-    """The document with what was promised, and the point that was chosen on each curve."""
+def promised(document: dict[str, Any], found: Evaluation, made: Made, load: Workload) -> dict[str, Any]:
+    """The document with what was promised, the work that is then left, and the point chosen on each curve."""
     chosen = {line.task or ITEM: line.threshold for line in made.standard.lines}
     tested = {check["of"]: check for check in made.checks}
     everything = [task.name for task in found.plan.schema.tasks]
@@ -76,7 +89,7 @@ def promised(document: dict[str, Any], found: Evaluation, made: Made) -> dict[st
         curves.append(drawn)
     named = {promise["of"] for promise in made.promises} | ({*everything} if len(everything) == 1 else set())
     curves += [one for one in document["curves"] if one["of"] not in named]
-    return document | {"curves": curves, "promises": made.promises, "checks": made.checks}
+    return document | {"curves": curves, "promises": made.promises, "checks": made.checks, "work": _work(made, load)}
 
 
 def gold_identity(name: str, gold: Sequence[Gold]) -> dict[str, Any]:
@@ -168,6 +181,17 @@ def suspects(found: Evaluation, session: Session | None) -> list[dict[str, Any]]
     return [{key: value for key, value in entry.items() if key != "weight"} for entry in listed[:SHOWN]]
 
 
+def _work(made: Made, load: Workload) -> dict[str, Any] | None:
+    """What is left for people; None where nothing was to be promised."""
+    from eval.guarantee import work
+    from eval.scores import Estimate
+
+    if not made.promises:
+        return None
+    coverage = None if made.lacking else Estimate(**made.promises[0]["coverage"])  # the same for all: one threshold
+    return asdict(work(coverage, load.items, load.seconds, load.price)) | {"price": load.price}
+
+
 def _curves(found: Evaluation, tasks: Sequence[str]) -> list[dict[str, Any]]:
     whole = [curve(found, ITEM, Standard(), tasks, tasks)] if len(tasks) > 1 else []
     return whole + [curve(found, task, Standard(), [task], [task]) for task in tasks]
@@ -197,22 +221,32 @@ def _confidence(task: str, found: Evaluation, identity: Mapping[str, Any]) -> di
 def _ceiling(task: str, found: Evaluation) -> dict[str, Any] | None:
     from eval.ceiling import choice_ceiling, span_ceiling
 
-    several = [(gold, said) for gold, said in found.pairs if len(_read_by(gold, task)) > 1]
-    if not several:
+    read = [(gold, said) for gold, said in found.pairs if len({one.who for one in _judged(gold, task)}) > 1]
+    if not read:
         return None
-    if task in several[0][1].choices:
-        labels = [said.choices[task].label for _, said in several]
-        people = [{who: one.choices[task].label for who, one in _read_by(gold, task).items()} for gold, _ in several]
-        return asdict(choice_ceiling(people, labels))
-    marked = [{who: _places(one, task) for who, one in _read_by(gold, task).items()} for gold, _ in several]
-    return asdict(span_ceiling(marked, [_places(said, task) for _, said in several]))
+    if task in read[0][1].choices:
+        people = [{one.who: one.labels.choices[task].label for one in _judged(gold, task)} for gold, _ in read]
+        return asdict(choice_ceiling(people, [said.choices[task].label for _, said in read]))
+    marked, asked = zip(*(_marked(gold, task) for gold, _ in read), strict=True)
+    return asdict(span_ceiling(marked, [_places(said, task) for _, said in read], asked))
 
 
-def _read_by(gold: Gold, task: str) -> dict[str, Labels]:
-    return {who: one for who, one in gold.people.items() if task in one.choices or task in one.mentions}
+def _judged(gold: Gold, task: str) -> list[Judgement]:
+    return [one for one in gold.people if task in one.labels.choices or task in one.labels.mentions]
 
 
-def _places(labels: Labels, task: str) -> set[tuple[int, int, str]]:
+def _marked(gold: Gold, task: str) -> tuple[dict[str, set[Place]], dict[str, set[str]]]:
+    """What each person marked, and for which labels those were asked who were not asked for all."""
+    marked: dict[str, set[Place]] = defaultdict(set)
+    asked: dict[str, set[str]] = defaultdict(set)
+    judged = _judged(gold, task)
+    for one in judged:
+        marked[one.who] |= _places(one.labels, task)
+        asked[one.who] |= one.asked or set()
+    return marked, {who: labels for who, labels in asked.items() if all(x.asked for x in judged if x.who == who)}
+
+
+def _places(labels: Labels, task: str) -> set[Place]:
     return {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
 
 

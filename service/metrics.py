@@ -1,4 +1,4 @@
-"""What Prometheus reads. Labels are routes, states, outcomes, schemas and tasks: never a text, a person or a key."""
+"""What Prometheus reads. Labels are routes, states, outcomes, schemas, tasks, recipes: no text, no person, no key."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 COUNT_SECONDS = 15.0  # for which the counts of the tables are good: a count reads an index from end to end
+ALARM_SECONDS = 300.0  # for which alarms are good: they read what the model said of 1,500 items
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -74,7 +75,8 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    """What is read off when asked: readiness, items by state, unfinished batches, the error of what was accepted."""
+    """What is read off when asked: readiness, items by state, unfinished batches, the error of what was accepted, and
+    the alarms that stand."""
 
     def __init__(self, database: Callable[[], Database | None], reason: Callable[[], str | None]) -> None:
         self._database = database
@@ -84,6 +86,8 @@ class _Gauges(Collector):
         self._items: dict[str, int] = {}
         self._batches = (0, 0)
         self._audits: dict[str, tuple[Stream, dict[str | None, RunningError]]] = {}
+        self._looked: float | None = None
+        self._alarms: dict[tuple[str, str], dict[str, int]] = {}
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("concord_ready", "Whether the engine is ready", 0 if self._reason() else 1)
@@ -101,6 +105,7 @@ class _Gauges(Collector):
         yield GaugeMetricFamily("concord_batches", "Batches", batches)
         yield GaugeMetricFamily("concord_batches_unfinished", "Batches with items queued or with a worker", unfinished)
         yield from _audited(self._audits)
+        yield _alarmed(self._alarms)
 
     def _count(self, database: Database) -> tuple[dict[str, int], tuple[int, int]]:
         with self._lock:
@@ -111,17 +116,34 @@ class _Gauges(Collector):
                     unfinished = select(func.count(func.distinct(Item.batch_id))).where(open_items)
                     batches = session.exec(select(func.count()).select_from(Batch)).one()
                     self._batches = (batches, session.exec(unfinished).one())
-                    self._audits = _audits(session)
+                    last = _last(session)
+                    self._audits = _audits(session, last)
+                    if self._looked is None or time.monotonic() - self._looked > ALARM_SECONDS:
+                        self._alarms = {one: audit.alarms(session, one[1]) for one in sorted(last.items())}
+                        self._looked = time.monotonic()
                 self._counted = time.monotonic()
             return self._items, self._batches
 
 
-def _audits(session: Session) -> dict[str, tuple[Stream, dict[str | None, RunningError]]]:
-    """By schema, the audited items of the recipe last in use and their error; only where some were drawn."""
+def _last(session: Session) -> dict[str, str]:
+    """By schema, the recipe last in use."""
     names = session.exec(select(SchemaVersion.name).distinct()).all()
-    last = {name: used[0] for name in names if (used := audit.recipes(session, name))}
+    return {name: used[0] for name in names if (used := audit.recipes(session, name))}
+
+
+def _audits(session: Session, last: dict[str, str]) -> dict[str, tuple[Stream, dict[str | None, RunningError]]]:
+    """By schema, the audited items of its recipe and their error; only where some were drawn."""
     streams = {name: audit.stream(session, recipe) for name, recipe in sorted(last.items())}
     return {name: (found, audit.errors(found)) for name, found in streams.items() if found.drawn}
+
+
+def _alarmed(alarms: dict[tuple[str, str], dict[str, int]]) -> Metric:
+    meaning = "Alarms of the audit that stand, of the recipe last in use; without a series: not tested"
+    standing = GaugeMetricFamily("concord_audit_alarms", meaning, labels=("schema", "recipe", "what"))
+    for (schema, recipe), kinds in alarms.items():
+        for what, count in kinds.items():
+            standing.add_metric((schema, recipe, what), count)
+    return standing
 
 
 def _audited(audits: dict[str, tuple[Stream, dict[str | None, RunningError]]]) -> Iterator[Metric]:

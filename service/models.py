@@ -248,7 +248,10 @@ class Review(SQLModel, table=True):
 
 
 class GoldItem(SQLModel, table=True):
-    """One text of a named gold set, with the labels that people agreed on, in the form of a result row."""
+    """One text of a named gold set as it is now, with the labels that people agreed on, in the form of a result row.
+
+    since: number of the version of the set that brought it in this form.
+    """
 
     __tablename__ = "gold_item"
     __table_args__ = (UniqueConstraint("gold", "ref"), Index("ix_gold_text", "gold", "text_sha256"))
@@ -259,6 +262,45 @@ class GoldItem(SQLModel, table=True):
     text: str = Field(sa_column=Column(Text, nullable=False))
     text_sha256: str = Field(max_length=64)
     labels: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    since: int = 1
+    created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
+
+
+class GoldPast(SQLModel, table=True):
+    """What a GoldItem was before it was replaced or removed: part of the versions `since` up to, not with, `until`.
+
+    item: its id then, by which the records of every version have an order.
+    """
+
+    __tablename__ = "gold_past"
+    __table_args__ = (Index("ix_gold_past", "gold", "item"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    gold: str = Field(max_length=100)
+    item: int
+    ref: str = Field(max_length=200)
+    text: str = Field(sa_column=Column(Text, nullable=False))
+    labels: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
+    since: int
+    until: int
+
+
+class GoldVersion(SQLModel, table=True):
+    """A gold set as an upload or a removal left it. Numbers of a set are 1, 2, 3, … without a gap; none is changed.
+
+    sha256: `eval.parts.version` of its records; two versions that hold the same have the same.
+    texts: how many it holds; added, replaced, removed: against the version before.
+    """
+
+    __tablename__ = "gold_version"
+
+    gold: str = Field(primary_key=True, max_length=100)
+    number: int = Field(primary_key=True)
+    sha256: str = Field(max_length=64)
+    texts: int
+    added: int
+    replaced: int
+    removed: int
     created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
 
 
@@ -304,26 +346,33 @@ class StandardVersion(SQLModel, table=True):
 class EvaluationRun(SQLModel, table=True):
     """An evaluation or a comparison that was asked for, and what came of it.
 
+    key: the client's Idempotency-Key, if any; content_sha256: of the request.
+    gold_version: sha256 of the version of the gold set that is read; None: as the set is when it is read.
     prompts: one, or several to be compared. errors: as for `standards.make`. limit: texts that are read; None for all.
     done, total: texts, each prompt's counted; total is 0 until the gold was read.
-    attempt, fence, lease_owner, lease_until: as of Item.
+    work: a `findings.Workload`; None for the usual one. attempt, fence, lease_owner, lease_until: as of Item.
     standard: {"recipe", "body", "lacking"} of an evaluation with errors: the arguments of `standards.put`, and why it
     cannot be put in force, nothing if it can.
     """
 
     __tablename__ = "evaluation"
     __table_args__ = (
+        UniqueConstraint("client", "key", name="uq_evaluation_key"),
         Index("ix_evaluation_unfinished", "created_at", "id", sqlite_where=UNFINISHED, postgresql_where=UNFINISHED),
     )
 
     id: str = Field(default_factory=lambda: uuid4().hex, primary_key=True, max_length=32)
     client: str = Field(max_length=100)
+    key: str | None = Field(default=None, max_length=200)
+    content_sha256: str | None = Field(default=None, max_length=64)
     gold: str = Field(max_length=100)
+    gold_version: str | None = Field(default=None, max_length=64)
     schema_id: int = Field(foreign_key="schema_version.id")
     prompts: list[str] = Field(sa_column=Column(JSON, nullable=False))
     errors: dict[str, float] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # in their order
     confidence: float
     limit: int | None = None
+    work: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     state: str = Field(default=RunState.queued, max_length=16)
     attempt: int = 0
     fence: int = 0

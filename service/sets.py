@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from service import schema
 from service.errors import Invalid
 from service.files import read_records
 from service.labels import Labels, from_row, plain
-from service.schema import Schema
+from service.schema import Schema, SpansTask
 from service.settings import PROJECT, Settings
 from service.stored import check_storable
 
@@ -60,18 +60,32 @@ class Collection(_Declared):
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What one person said of a text. asked: for mentions of which labels alone; None for everything."""
+
+    who: str
+    labels: Labels
+    asked: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
 class Gold:
-    """A text with the labels that people agreed on. people: what each of them said, where the record tells."""
+    """A text with the labels that people agreed on.
+
+    people: what each of them said, where the record tells; several judgements of one person are of different labels.
+    further: labels of a stored record for tasks that the schema does not have, as they are stored.
+    """
 
     text: str
     labels: Labels
     id: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    people: Mapping[str, Labels] = field(default_factory=dict)
+    people: Sequence[Judgement] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As it stands in a gold file, without meta and people."""
-        return {"id": self.id, "text": self.text, **plain(self.labels)}
+        return {"id": self.id, "text": self.text, **self.further, **plain(self.labels)}
 
 
 @dataclass(frozen=True)
@@ -172,16 +186,45 @@ def _gold(record: Mapping[str, Any], what: Schema, number: int, where: str = "")
         from_row(record, record["text"], what, where),
         str(record.get("id", number)),
         meta if isinstance(meta, Mapping) else {},
-        dict(_people(record, what, where)),
+        tuple(_people(record, what, where)),
     )
 
 
-def _people(record: Mapping[str, Any], what: Schema, where: str) -> Iterator[tuple[str, Labels]]:
-    """Who said what, from the field "annotations"; without those who were asked for some of the labels only."""
+def _people(record: Mapping[str, Any], what: Schema, where: str) -> Iterator[Judgement]:
+    """Who said what, from "annotations": [{"annotator", <task>: as in gold, "labels": those asked for, if not all}]."""
     listed = record.get("annotations")
     for said in listed if isinstance(listed, list) else ():
-        if isinstance(said, Mapping) and isinstance(said.get("annotator"), str) and "labels" not in said:
-            yield said["annotator"], from_row(said, record["text"], what, f"{where}annotations, {said['annotator']}: ")
+        if not (isinstance(said, Mapping) and isinstance(said.get("annotator"), str)):
+            continue
+        who = said["annotator"]
+        place = f"{where}annotations, {who}: "
+        if "labels" not in said:
+            yield Judgement(who, from_row(said, record["text"], what, place))
+        elif what.spans is not None and (asked := _asked(said["labels"], what.spans, place)):
+            marked = {what.spans.name: _within(said.get(what.spans.name), said["labels"], what.spans, place)}
+            if (labels := from_row(marked, record["text"], what, place)).mentions:
+                yield Judgement(who, labels, asked)
+
+
+def _asked(labels: Any, task: SpansTask, place: str) -> frozenset[str]:
+    """The labels that somebody was asked for, as far as the task has them."""
+    if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise Invalid(f"{place}labels: expected a list of the labels that were asked for")
+    return frozenset(labels) & {label.name for label in task.labels}
+
+
+def _within(entries: Any, asked: Sequence[str], task: SpansTask, place: str) -> Any:
+    """Mentions without those that were asked for and that the task has no label for; what is no list as it is."""
+    if not isinstance(entries, list):
+        return entries
+    known = [label.name for label in task.labels]
+    kept = []
+    for number, entry in enumerate(entries):
+        label = entry.get("label") if isinstance(entry, Mapping) else None
+        if label in known and label not in asked:
+            raise Invalid(f"{place}{task.name}[{number}].label: expected a label that was asked for, not {label!r}")
+        kept += [entry] if label in known or label not in asked else []
+    return kept
 
 
 def _plain(name: str) -> str:

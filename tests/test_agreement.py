@@ -410,6 +410,46 @@ def test_mentions_that_most_others_marked_are_what_person_and_model_are_held_aga
     assert found.difference.low <= found.difference.value <= found.difference.high
 
 
+def test_people_are_compared_on_the_labels_that_both_were_asked_for() -> None:
+    a, b, c = (0, 3, "x"), (5, 9, "y"), (12, 15, "z")
+    people = [
+        {"ann": [a, b], "bob": [a], "eve": [b], "joe": [c]},
+        {"ann": [a], "bob": [b]},  # nothing that both were asked for
+        {"ann": [a], "bob": []},  # who is not named was asked for all
+    ]
+    asked = [
+        {"ann": ["x", "y"], "bob": ["x"], "eve": ["y"], "joe": ["z"]},
+        {"ann": ["x"], "bob": ["y"]},
+        {"ann": ["x"]},
+    ]
+    found = span_ceiling(people, [[a, c], [a, b], [a, b]], asked)
+    # First text: ann has a against her from bob, b from eve; each of these has what ann marked. joe is alone.
+    # Third: ann has nothing against her; bob has a.
+    assert (found.n, found.cases) == (2, 5)
+    assert value(found.people) == pytest.approx(2 * (2 + 1 + 1) / (4 + 2 + 2 + 1 + 1))
+    # The model, on the same labels: a of ann's x and y, a of bob's x, nothing of eve's y; then a twice.
+    assert value(found.model) == pytest.approx(2 * (1 + 1 + 0 + 0 + 1) / (3 + 2 + 1 + 1 + 2))
+    assert value(found.f1) == pytest.approx(2 * 2 / (2 + 2 + 1))
+    assert [(pair.first, pair.second, pair.n) for pair in found.pairs] == [("ann", "bob", 2), ("ann", "eve", 1)]
+    assert [value(pair.score) for pair in found.pairs] == pytest.approx([2 / 3, 1])
+    with pytest.raises(ValueError, match="joe marked z, but was not asked for it"):
+        span_ceiling(people[:1], [[]], [{"joe": ["x"]}])
+    with pytest.raises(ValueError):
+        span_ceiling(people, [[]] * 3, asked[:2])
+
+
+def test_who_was_asked_for_every_label_there_is_was_asked_for_all() -> None:
+    draw = random.Random(4)
+    places = [(at, at + 1, label) for at in range(4) for label in "xy"]
+    marks = [[draw.sample(places, draw.randrange(4)) for _ in range(4)] for _ in range(60)]
+    people = [dict(zip("abc", of, strict=False)) for of in marks]
+    said = [of[3] for of in marks]
+    assert span_ceiling(people, said) == span_ceiling(people, said, [dict.fromkeys("abc", "xy")] * 60)
+    alone = [{who: {m for m in one if m[2] == "x"} for who, one in of.items()} for of in people]
+    ours = [[m for m in one if m[2] == "x"] for one in said]
+    assert span_ceiling(alone, ours) == span_ceiling(alone, said, [dict.fromkeys("abc", "x")] * 60)
+
+
 def test_two_people_are_each_others_ceiling() -> None:
     here, there = [[(0, 1, "x")], [(2, 4, "y")], []], [[(0, 1, "x")], [(2, 5, "y")], [(0, 2, "x")]]
     found = span_ceiling([{"ann": a, "bob": b} for a, b in zip(here, there, strict=True)], here)

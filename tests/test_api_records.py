@@ -80,7 +80,8 @@ def test_gold_comes_in_as_lines_or_as_an_array_and_back_out(fresh: TestClient) -
     assert fresh.post("/v1/gold/mine?schema=mood", content=lines).json() == {"added": 2, "replaced": 0, "unchanged": 0}
     array = [RECORD, RECORD | {"id": "c", "text": "two\u2028lines"}]
     assert fresh.post("/v1/gold/mine?schema=mood", json=array).json() == {"added": 1, "replaced": 0, "unchanged": 1}
-    assert fresh.get("/v1/gold").json() == [{"name": "mine", "size": 3, "tasks": {"entities": 3, "sentiment": 3}}]
+    (listed,) = fresh.get("/v1/gold").json()
+    assert (listed["name"], listed["size"], listed["tasks"]) == ("mine", 3, {"entities": 3, "sentiment": 3})
     page = fresh.get("/v1/gold/mine?limit=2").json()
     assert [row["id"] for row in page["rows"]] == ["a", "b"]
     assert fresh.get(f"/v1/gold/mine?after={page['after']}").json()["rows"] == [array[1]]
@@ -118,6 +119,35 @@ def test_gold_comes_in_parts_of_a_size_that_others_can_wait_for(tmp_path: Path) 
         lines = "\n".join(json.dumps(RECORD | {"id": name}) for name in "abcd")
         error(client.post("/v1/gold/mine?schema=mood", content=lines), 413, "too_large")
         assert client.get("/v1/gold").json() == []
+
+
+def test_older_versions_of_gold_stay_readable(fresh: TestClient) -> None:
+    first, second = RECORD, RECORD | {"id": "a/b", "text": "Samsung again"}
+    changed = RECORD | {"sentiment": "neutral", "entities": []}
+    fresh.post("/v1/gold/mine?schema=mood", json=[first, second])
+    fresh.post("/v1/gold/mine?schema=mood", json=[changed])
+    removed = fresh.delete("/v1/gold/mine/a%2Fb")
+    assert removed.status_code == 200
+    versions = fresh.get("/v1/gold/mine/versions").json()["rows"]
+    assert versions[0] == removed.json()
+    counts = [(row["number"], row["texts"], row["added"], row["replaced"], row["removed"]) for row in versions]
+    assert counts == [(3, 1, 0, 0, 1), (2, 2, 0, 1, 0), (1, 2, 2, 0, 0)]
+    page = fresh.get("/v1/gold/mine/versions?limit=1").json()
+    assert fresh.get(f"/v1/gold/mine/versions?after={page['after']}").json()["rows"] == versions[1:]
+
+    def held(version: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = fresh.get(f"/v1/gold/mine?version={version}").json()["rows"]
+        return rows
+
+    assert held(versions[2]["sha256"]) == held(versions[2]["sha256"][:8].upper()) == [first, second]
+    assert held(versions[1]["sha256"]) == [changed, second]
+    assert fresh.get("/v1/gold/mine").json()["rows"] == held(versions[0]["sha256"]) == [changed]
+    assert fresh.get("/v1/gold").json()[0]["sha256"] == versions[0]["sha256"]
+    error(fresh.get(f"/v1/gold/mine?version={'0' * 64}"), 404, "not_found")
+    error(fresh.get("/v1/gold/mine?version=newest"), 422, "invalid")
+    error(fresh.delete("/v1/gold/mine/a%2Fb"), 404, "not_found")
+    error(fresh.delete("/v1/gold/none/a"), 404, "not_found")
+    error(fresh.get("/v1/gold/none/versions"), 404, "not_found")
 
 
 def test_gold_of_an_unknown_schema_is_a_404(client: TestClient) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
+from sqlmodel import col, select
 
 from service import audit, db, review, standards
 from service.api.audit import SHOWN, AuditReport
 from service.errors import NotFound
-from service.models import Item, Recipe, Review, now
+from service.metrics import Metrics
+from service.models import Item, ItemDecision, Recipe, Review, now
 from service.route import Code, Decision, Outcome, Reason
 from service.schema import Schema
 from tests.serving import error, finished, post_batch, serving
-from tests.stage import ACCEPTED, DOUBT, FAILED, RECIPE, Play, labels, stage
+from tests.stage import ACCEPTED, DOUBT, FAILED, RECIPE, SCHEMA, Play, labels, stage
 
 TEXT = "Ann is in Ghent"
 SPANS = [(0, 3, "person")]
@@ -269,6 +272,45 @@ def test_asking_again_within_a_block_is_no_new_look(database: Engine) -> None:
     stage(database, said(["negative"]))
     assert watch(database)["windows"]["look"] == 2
     assert [one["task"] for one in watch(database)["alarms"]] == ["sentiment"]
+
+
+# --- alarms that stand
+
+
+def standing(database: Engine) -> dict[str, int]:
+    """As counted, and as a scrape tells them."""
+    with db.begin(database) as session:
+        found = audit.alarms(session, RECIPE)
+        session.get_one(Recipe, RECIPE).body = {"schema": {"name": SCHEMA.name}}
+    page = Metrics(lambda: database, lambda: None).page().decode()
+    told = [line for line in page.splitlines() if line.startswith("concord_audit_alarms{")]
+    labels = f'recipe="{RECIPE}",schema="{SCHEMA.name}"'
+    assert sorted(told) == sorted(f'concord_audit_alarms{{{labels},what="{kind}"}} {n}.0' for kind, n in found.items())
+    return found
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_alarms_are_counted_by_kind_as_the_audit_raises_them(database: Engine) -> None:
+    stage(database, said(MIXED * 44))
+    assert standing(database) == {}  # nothing can be tested yet, which is not the same as nothing being raised
+    stage(database, said(MIXED))
+    assert standing(database) == {"labels": 0, "confidence": 0}
+    stage(database, said(["negative"] * 60, confidence=0.7))
+    assert standing(database) == {"labels": 1, "confidence": 2}
+    held = {"lines": [{"task": None, "threshold": 0.9, "error": 0.03, "level": 0.95}], "calibrators": {}}
+    with db.begin(database) as session:
+        version = standards.put(session, RECIPE, {}, {"standard": held}).id
+    decided = stage(database, [play(audited().model_copy(update={"standard": version}))] * 30)[1]
+    with db.begin(database) as session:
+        waiting = select(ItemDecision.item_id).where(col(ItemDecision.outcome) == Outcome.audit)
+        before = list(session.exec(waiting.where(col(ItemDecision.standard).is_(None))))
+    settle(database, before)
+    assert standing(database)["error"] == 0
+    settle(database, decided, wrong=decided[10:])
+    found = standing(database)
+    assert found["error"] == 1
+    alarms = Counter(one["what"] for one in watch(database)["alarms"])
+    assert {kind: alarms[kind] for kind in found} == found
 
 
 # --- recipes, names, big tables

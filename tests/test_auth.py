@@ -39,6 +39,8 @@ MAY: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/gold/{name}"): CLIENTS,
     ("GET", "/v1/gold"): CLIENTS,
     ("GET", "/v1/gold/{name}"): CLIENTS,
+    ("GET", "/v1/gold/{name}/versions"): CLIENTS,
+    ("DELETE", "/v1/gold/{name}/{id}"): CLIENTS,
     ("GET", "/v1/export"): CLIENTS,
     ("GET", "/v1/audit"): EITHER,
     ("POST", "/v1/evaluations"): CLIENTS,
@@ -94,7 +96,7 @@ def test_a_route_opens_to_whom_it_should_and_to_nobody_else(
     guarded: TestClient, method: str, path: str, who: str
 ) -> None:
     response = guarded.request(
-        method, path.format(batch="b", name="n", item=1, evaluation="e", standard=1), headers=HEADERS[who]
+        method, path.format(batch="b", name="n", id="i", item=1, evaluation="e", standard=1), headers=HEADERS[who]
     )
     if who in MAY[method, path]:
         assert response.status_code not in (401, 403)

@@ -355,6 +355,16 @@ def test_slices_are_measured_and_small_ones_pooled() -> None:
     assert refund.after.right == refund.before.right
 
 
+def test_slices_stand_in_the_order_of_the_numbers_in_their_names() -> None:
+    said, right = overconfident(280, 14)
+    bands = [value for value in ("112 to 140", "9 to 36", "37 to 111", "9") for _ in range(40)]
+    small = [value for value in ("v10", "v9", "²", "v9x", "", "1" * 5000) for _ in range(20)]
+    found = calibrate(said, right, named(280), {"any": bands + small}, GOLD)
+    *large, pooled = [cell.values for cell in found.cells]
+    assert large == [("9",), ("9 to 36",), ("37 to 111",), ("112 to 140",)]
+    assert pooled == ("", "1" * 5000, "v9", "v9x", "v10", "²")
+
+
 def test_lengths_fall_into_bands_of_like_size() -> None:
     assert length_bands([]) == ()
     assert length_bands([5, 5, 5]) == ("5 to 5",) * 3

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -154,6 +155,77 @@ def test_a_standard_is_put_in_force_decided_by_and_restored(fresh: TestClient) -
     assert results(service, "restored", policy={"audit_share": 0})[0]["standard"] == restored.json()["id"]
 
 
+def test_the_work_that_is_left_is_told_where_something_is_to_be_promised(fresh: TestClient) -> None:
+    upload(fresh, "more", *records(60, wrong=30))
+    wanted = {"errors": {"item": 0.2}, "confidence": 0.8, "work": {"items": 500, "seconds": 30, "price": 20}}
+    document = evaluated(fresh, "more", **wanted)["document"]
+    left = 1 - document["promises"][0]["coverage"]["value"]
+    work = document["work"]
+    assert (work["items"], work["price"]) == (500, 20)
+    told = [work[key]["value"] for key in ("left", "hours", "cost")]
+    assert told == pytest.approx([500 * left, 500 * left / 120, 500 * left / 6])
+    usual = evaluated(fresh, "more", errors={"item": 0.001})["document"]["work"]
+    assert (usual["items"], usual["left"]["value"], usual["hours"]["value"]) == (1000, 1000, pytest.approx(1000 / 240))
+    assert evaluated(fresh, "more")["document"]["work"] is None
+
+
+def test_an_evaluation_reads_the_version_it_was_asked_for_and_states_its_hash(fresh: TestClient) -> None:
+    upload(fresh, "g", *records(8))
+    upload(fresh, "g", *records(6, wrong=2))
+    second, first = (row["sha256"] for row in fresh.get("/v1/gold/g/versions").json()["rows"])
+    for asked, sha256, texts in ((first[:10], first, 8), (None, second, 10)):
+        found = evaluated(fresh, "g", limit=5, **({"gold_version": asked} if asked else {}))
+        assert found["gold_version"] == found["document"]["gold"]["sha256"] == sha256
+        assert (found["document"]["gold"]["texts"], found["document"]["texts"]) == (texts, 5)
+
+
+def test_an_evaluation_reads_what_the_set_held_when_it_was_asked_for(
+    database: Engine, queued: str, tmp_path: Path
+) -> None:
+    with db.begin(database) as session:
+        before = gold.newest(session, "g").sha256
+        gold.upload(session, "g", schema.load(tmp_path / "schemas" / "mood.yaml"), records(3))
+    with db.begin(database) as session:
+        held = evaluations.claim(session, "one", 60)
+        assert held is not None
+        assert held.gold_version == before != gold.newest(session, "g").sha256
+
+
+def test_the_same_key_asks_for_one_evaluation(service: TestClient) -> None:
+    body = {"gold": "g", "schema": "mood", "prompts": ["line.v1"]}
+
+    def post(key: str, **more: Any) -> Any:
+        return service.post("/v1/evaluations", json=body | more, headers={"Idempotency-Key": key})
+
+    first, again, other = post("one"), post("one"), post("two")
+    assert (first.status_code, again.status_code, other.status_code) == (202, 200, 202)
+    assert first.json()["id"] == again.json()["id"] != other.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    assert error(post("one", limit=3), 409, "conflict")["evaluation"] == first.json()["id"]
+    upload(service, "g", *records(1))
+    assert post("one").json()["id"] == first.json()["id"]  # also when the set has changed since
+    error(post("x" * 201), 422, "invalid")
+
+
+def test_the_same_key_sent_many_times_at_once_asks_for_one_evaluation(database: Engine, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    mood = schema.load(settings.schemas / "mood.yaml")
+    new = EvaluationCreate(gold="g", schema="mood", prompts=("line.v1",))  # type: ignore[call-arg]
+    with db.begin(database) as session:
+        batches.save_schema(session, mood)
+        gold.upload(session, "g", mood, records(2))
+
+    def submit(_: int) -> tuple[str, bool]:
+        with db.begin(database) as session:
+            run, fresh = evaluations.submit(session, "tests", "key", new, settings)
+            return run.id, fresh
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(submit, range(8)))
+    assert len({run for run, _ in found}) == 1
+    assert sum(fresh for _, fresh in found) == 1
+
+
 def results(client: TestClient, key: str, **more: Any) -> list[dict[str, Any]]:
     batch = post_batch(client, "never seen before", "I doubt that too", key=key, **more)
     finished(client, batch)
@@ -208,6 +280,11 @@ def test_only_an_evaluation_that_is_done_has_a_report_and_a_standard(
         ({"errors": {"item": 0.1}, "prompts": ["line.v1", "line.v2"]}, 422, "errors"),
         ({"confidence": 1}, 422, "confidence"),
         ({"limit": 0}, 422, "limit"),
+        ({"gold_version": "0" * 64}, 404, "gold_version"),
+        ({"gold_version": "newest"}, 422, "gold_version"),
+        ({"work": {"items": 0}}, 422, "work.items"),
+        ({"work": {"price": -1}}, 422, "work.price"),
+        ({"work": {"pay": 1}}, 422, "work.pay"),
         ({"second_prompt": "line.v2"}, 422, "second_prompt"),
     ],
 )
@@ -345,7 +422,7 @@ def queued(database: Engine, tmp_path: Path) -> str:
     with db.begin(database) as session:
         batches.save_schema(session, mood)
         gold.upload(session, "g", mood, records(2))
-        return evaluations.submit(session, "tests", new, settings).id
+        return evaluations.submit(session, "tests", None, new, settings)[0].id
 
 
 def expire(database: Engine, run: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from sqlalchemy import Engine as Database
 from eval.agreement import choice_agreement, span_agreement
 from eval.calibration import calibrate, length_bands
 from eval.ceiling import choice_ceiling, span_ceiling
+from eval.guarantee import work
 from eval.parts import part_of
-from eval.scores import proportion, ranking
+from eval.scores import Estimate, proportion, ranking
 from service import db, findings, prompt, standards
 from service.annotate import Annotated, Failure, Plan
 from service.engine import Identity, Request
@@ -28,7 +29,7 @@ from service.evaluation import Evaluation, evaluate
 from service.labels import Choice, Labels, Mentions, Span
 from service.route import Standard
 from service.schema import Schema
-from service.sets import Gold
+from service.sets import Gold, Judgement
 from service.settings import PROJECT
 
 WHAT = Schema.model_validate(
@@ -86,11 +87,11 @@ def found() -> Evaluation:
     golds, answers = [], {}
     for n, word in enumerate(WORDS[:120]):
         text = f"Ann went to Oslo {word}"
-        people = {who: labels(text, "good" if n % (3 + k) else "bad") for k, who in enumerate(("eva", "jo"))}
+        people = [Judgement(who, labels(text, "good" if n % (3 + k) else "bad")) for k, who in enumerate(("eva", "jo"))]
         names = [("Ann", "person")] + ([("Oslo", "place")] if n % 2 else [])
         meta = {"source": "mail" if n % 2 else "chat", "label": "x" if n < 60 else "y", "length": n % 2, "n": n}
         meta |= {"odd": [1], "half": 0.5, "nothing": None}
-        golds.append(gold(text, "bad" if n % 7 == 0 else "good", names, people=people if n < 40 else {}, meta=meta))
+        golds.append(gold(text, "bad" if n % 7 == 0 else "good", names, people=people if n < 40 else (), meta=meta))
         mood = "down" if n == 119 else "so so" if n % 11 == 0 else "good"
         answers[text] = (f"{mood} | Ann = {'person' if n % 5 else 'place'} | Oslo = place" if n != 119 else mood, 0.0)
         answers[text] = (answers[text][0], -0.02 * (1 + n % 13))
@@ -120,14 +121,29 @@ def test_every_number_is_that_of_the_function_it_is_named_after(found: Evaluatio
     assert {key: mood["confidence"][key] for key in ("before", "after")} == {k: worth[k] for k in ("before", "after")}
     assert sorted(map(str, mood["confidence"]["cells"])) == sorted(map(str, worth["cells"]))
     read = pairs[:40]
-    people = [{who: one.choices["mood"].label for who, one in g.people.items()} for g, _ in read]
+    people = [{one.who: one.labels.choices["mood"].label for one in g.people} for g, _ in read]
     assert mood["ceiling"] == asdict(choice_ceiling(people, [s.choices["mood"].label for _, s in read]))
     assert (
         names.items()
         >= asdict(span_agreement([placed(g.labels) for g, _ in pairs], [placed(s) for _, s in pairs])).items()
     )
-    marked = [{who: placed(one) for who, one in g.people.items()} for g, _ in read]
+    marked = [{one.who: placed(one.labels) for one in g.people} for g, _ in read]
     assert names["ceiling"] == asdict(span_ceiling(marked, [placed(s) for _, s in read]))
+
+
+def test_people_who_were_asked_for_some_labels_are_the_ceiling_of_these() -> None:
+    text = "Ann went to Oslo so"
+    ann, oslo = ("Ann", "person"), ("Oslo", "place")
+    judged = [("eva", [ann], "person"), ("jo", [ann], "person"), ("jo", [oslo], "place"), ("kim", [], "place")]
+    people = [Judgement(who, labels(text, None, names), frozenset({asked})) for who, names, asked in judged]
+    found = evaluated([gold(text, people=people)], {text: ("good | Ann = person | Oslo = place", -0.1)})
+    ceiling = findings.document(found, "set", found.gold, None)["tasks"]["names"]["ceiling"]
+    # eva and jo agree on Ann; jo marked Oslo, kim did not.
+    assert (ceiling["n"], ceiling["cases"], ceiling["f1"]["value"]) == (1, 3, 2 / 3)
+    assert [(pair["first"], pair["second"], pair["score"]["value"]) for pair in ceiling["pairs"]] == [
+        ("eva", "jo", 1.0),
+        ("jo", "kim", 0.0),
+    ]
 
 
 def test_a_document_is_plain_json_without_a_number_that_is_none(found: Evaluation) -> None:
@@ -145,7 +161,7 @@ def test_a_document_is_plain_json_without_a_number_that_is_none(found: Evaluatio
         [gold("down")],
         [gold("Ann", None, None)],
         [gold("Ann", "good", None), gold("Bob", None, ())],
-        [gold("Ann", "bad", (), meta={"a": True}, people={"eva": labels("Ann", "bad", None)})],
+        [gold("Ann", "bad", (), meta={"a": True}, people=[Judgement("eva", labels("Ann", "bad", None))])],
     ],
 )
 def test_next_to_no_gold_is_told_in_full_too(golds: list[Gold]) -> None:
@@ -153,10 +169,13 @@ def test_next_to_no_gold_is_told_in_full_too(golds: list[Gold]) -> None:
     answers = {one.text: (said[one.text], -0.1) for one in golds}
     found = evaluated(golds, answers)
     made = standards.make(WHAT, golds, found.answers, {"mood": 0.1, "item": 0.1}, 0.9, {"name": "g"})
-    document = findings.promised(findings.document(found, "set", golds, None), found, made)
+    document = findings.promised(findings.document(found, "set", golds, None), found, made, findings.Workload())
     json.dumps(document, allow_nan=False)
     assert {"mood", "item"} <= {curve["of"] for curve in document["curves"]}
     assert all(curve["chosen"] is None for curve in document["curves"])
+
+
+LOAD = findings.Workload(items=500, seconds=30.0, price=20.0)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -195,7 +214,7 @@ def test_a_curve_is_what_counting_gives(rows: list[tuple[int, bool]]) -> None:
 def test_the_point_that_was_chosen_stands_on_its_curve_with_what_the_test_part_gave() -> None:
     found = told([(0.4 + n / 1000, n % 20 > 0 or n > 300) for n in range(390)])
     made = standards.make(WHAT, found.gold, found.answers, {"mood": 0.2}, 0.9, {"name": "g"})
-    document = findings.promised({"curves": [{"of": "item"}, {"of": "mood"}]}, found, made)
+    document = findings.promised({"curves": [{"of": "item"}, {"of": "mood"}]}, found, made, LOAD)
     mood, item = document["curves"]
     assert item == {"of": "item"}
     (check,), (line,) = document["checks"], made.standard.lines
@@ -205,6 +224,11 @@ def test_the_point_that_was_chosen_stands_on_its_curve_with_what_the_test_part_g
         "error": check["error"]["value"],
     }
     assert document["promises"] == made.promises
+    assert made.lacking  # nothing is promised of the names, so that no item can be accepted
+    assert document["work"] == asdict(work(None, 500, 30.0, 20.0)) | {"price": 20.0}
+    document = findings.promised(document, found, replace(made, unstated=()), LOAD)
+    coverage = Estimate(**made.promises[0]["coverage"])
+    assert document["work"] == asdict(work(coverage, 500, 30.0, 20.0)) | {"price": 20.0}
     assert mood["points"][-1]["threshold"] <= line.threshold <= mood["points"][0]["threshold"]
 
 

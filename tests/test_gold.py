@@ -51,7 +51,8 @@ def test_an_upload_counts_what_is_new_what_is_replaced_and_what_stays(database: 
     again = [{**records[0], "source": "y"}, {**records[1], "sentiment": "negative"}, {**records[2], "text": "Cem!"}]
     assert upload(database, again) == {"added": 0, "replaced": 2, "unchanged": 1}
     with db.read(database) as session:
-        assert gold.sets(session) == [{"name": "set", "size": 3, "tasks": {"entities": 2, "sentiment": 2}}]
+        (listed,) = gold.sets(session)
+        assert (listed["name"], listed["size"], listed["tasks"]) == ("set", 3, {"entities": 2, "sentiment": 2})
         page = gold.items(session, "set", limit=2)
         assert page.rows == [
             {"id": "a", "text": "Ann", "sentiment": "neutral", "entities": [ANN]},

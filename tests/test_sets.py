@@ -125,12 +125,47 @@ def test_a_gold_file_keeps_who_said_what_where_it_came_from_and_its_id(tmp_path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     first, *others = read_file(str(path), "support", Settings()).splits["test"]
     assert (first.id, first.meta) == ("7", {"source": "mail"})
-    assert {who: said.choices["sentiment"].label for who, said in first.people.items()} == {
-        "eva": "positive",
-        "jo": "negative",
-    }
+    assert [(one.who, one.labels.choices["sentiment"].label, one.asked) for one in first.people] == [
+        ("eva", "positive", None),
+        ("jo", "negative", None),
+    ]
     assert first.record() == {"id": "7", "text": "a", "sentiment": "positive"}
-    assert [(one.id, one.meta, one.people) for one in others] == [("2", {}, {}), ("3", {}, {}), ("4", {}, {})]
+    assert [(one.id, one.meta, one.people) for one in others] == [("2", {}, ()), ("3", {}, ()), ("4", {}, ())]
+
+
+def test_a_gold_file_says_which_labels_each_person_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    ann = {"start": 0, "end": 3, "label": "person", "text": "Ann"}
+    town, thing = ann | {"label": "place"}, ann | {"label": "thing"}
+    people = [
+        {"annotator": "eva", "labels": ["person"], "entities": [ann]},
+        {"annotator": "eva", "labels": ["place"], "entities": [town]},  # overlaps what she said when asked before
+        {"annotator": "jo", "labels": ["person", "thing"], "entities": [ann, ann | {"label": "thing"}]},
+        {"annotator": "kim", "labels": ["thing"], "entities": [thing]},  # gold knows no things
+        {"annotator": "lou", "labels": [], "entities": []},
+        {"annotator": "max", "labels": ["place"]},  # was asked, and is not known to have answered
+    ]
+    both = [ann, {"start": 4, "end": 8, "label": "place"}]
+    path.write_text(json.dumps({"text": "Ann Oslo", "entities": both, "annotations": people}))
+    (first,) = read_file(str(path), None, Settings()).splits["test"]
+    said = [(one.who, one.asked, [s.label for s in one.labels.mentions["entities"].spans]) for one in first.people]
+    assert said == [
+        ("eva", {"person"}, ["person"]),
+        ("eva", {"place"}, ["place"]),
+        ("jo", {"person"}, ["person"]),
+    ]
+    for wrong, says in (
+        ({"labels": ["place"], "entities": [ann]}, r"eva: entities\[0\].label: expected a label that was asked for"),
+        ({"labels": "place", "entities": []}, "eva: labels: expected a list"),
+        ({"labels": ["place"], "entities": [5]}, r"eva: entities\[0\]: expected an object"),
+        ({"labels": ["place"], "entities": [{"label": []}]}, r"eva: entities\[0\]"),
+        ({"labels": ["place"], "entities": "none"}, "eva: entities: expected a list"),
+    ):
+        path.write_text(
+            json.dumps({"text": "Ann Oslo", "entities": both, "annotations": [{"annotator": "eva"} | wrong]})
+        )
+        with pytest.raises(Invalid, match=says):
+            read_file(str(path), None, Settings())
 
 
 @pytest.mark.parametrize(

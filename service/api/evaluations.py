@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, Path, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Path, Query, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
@@ -15,6 +15,7 @@ from service.api.bodies import Route
 from service.api.dependencies import BODY, ClientDep, Limit, ReadDep, RunningDep, SessionDep, Word, errors
 from service.errors import Conflict
 from service.evaluations import EvaluationCreate
+from service.findings import Workload
 from service.models import EvaluationRun, RunState
 from service.worker import wake
 
@@ -36,12 +37,14 @@ ACCEPTED: dict[str, Any] = {
     "kind": "evaluation",
     "state": "running",
     "gold": "mails",
+    "gold_version": "5f1c0a6be2d34c7f9a8b7c6d5e4f30215f1c0a6be2d34c7f9a8b7c6d5e4f3021",
     "schema": "support",
     "version": 1,
     "prompts": ["line.v1"],
     "errors": {"intent": 0.03},
     "confidence": 0.95,
     "limit": None,
+    "work": {"items": 1000, "seconds": 15.0, "price": 0.0},
     "done": 120,
     "total": 240,
     "error": None,
@@ -66,12 +69,16 @@ class EvaluationState(BaseModel):
     kind: Literal["evaluation", "comparison"] = Field(description="a comparison where several prompts are named")
     state: RunState
     gold: str
+    gold_version: str | None = Field(
+        description="sha256 of the version of the gold set that is read; null: the newest when it was run"
+    )
     schema_name: str = Field(serialization_alias="schema")
     version: int = Field(description="version of the schema")
     prompts: list[str]
     errors: dict[str, float]
     confidence: float
     limit: int | None
+    work: Workload
     done: int = Field(description="texts that were read, each prompt's counted")
     total: int = Field(description="texts to be read, each prompt's counted; 0 before the gold set was read")
     error: str | None = Field(description="why it failed")
@@ -103,8 +110,11 @@ class EvaluationPage(BaseModel):
     status_code=202,
     summary="Ask for an evaluation or a comparison",
     response_description="Accepted and safely stored; it will be run",
-    responses=errors(404, 503, *BODY)
-    | {202: {"headers": {"Location": {"description": "The evaluation", "schema": {"type": "string"}}}}},
+    responses=errors(404, 409, 503, *BODY)
+    | {
+        200: {"model": EvaluationState, "description": "It was asked for before; this is that evaluation"},
+        202: {"headers": {"Location": {"description": "The evaluation", "schema": {"type": "string"}}}},
+    },
 )
 def accept(
     new: EvaluationBody,
@@ -113,14 +123,23 @@ def accept(
     session: SessionDep,
     response: Response,
     background: BackgroundTasks,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="the same key with the same content: one evaluation"),
+    ] = None,
 ) -> EvaluationState:
     """Have a gold set read with each prompt and compared with what people said; the answer comes after the commit.
 
     With `errors` thresholds are sought at which that much can be promised; nothing is decided by them until the
-    standard is put in force. What a recipe has said of a text is kept: asking again costs nothing.
+    standard is put in force. What a recipe has said of a text is kept: asking again costs nothing. Sending the same
+    again under the same Idempotency-Key gives the evaluation that is there; the same key with other content is a
+    conflict.
     """
-    run = evaluations.submit(session, caller.name, new, service.settings)
-    background.add_task(wake)  # runs after the commit
+    run, fresh = evaluations.submit(session, caller.name, idempotency_key, new, service.settings)
+    if fresh:
+        background.add_task(wake)  # runs after the commit
+    else:
+        response.status_code = 200
     response.headers["Location"] = f"/v1/evaluations/{run.id}"
     told = EvaluationState(**_fields(session, run))
     after, subject = told.model_dump(mode="json"), f"evaluation:{run.id}"
@@ -187,5 +206,6 @@ def _fields(session: Session, run: EvaluationRun) -> dict[str, Any]:
         "kind": "comparison" if len(run.prompts) > 1 else "evaluation",
         "schema_name": schema.name,
         "version": schema.version,
+        "work": run.work or Workload(),
     }
     return {name: getattr(run, name) for name in EvaluationState.model_fields if name not in made} | made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any
 
@@ -34,6 +35,16 @@ RECORD: dict[str, Any] = {
     "sentiment": "negative",
     "entities": [{"start": 3, "end": 10, "label": "organization", "text": "Samsung"}],
 }
+SHA256 = "5f1c0a6be2d34c7f9a8b7c6d5e4f30215f1c0a6be2d34c7f9a8b7c6d5e4f3021"
+VERSION: dict[str, Any] = {
+    "number": 3,
+    "sha256": SHA256,
+    "texts": 200,
+    "added": 20,
+    "replaced": 4,
+    "removed": 0,
+    "created_at": "2026-11-20T09:30:00Z",
+}
 NDJSON_EXAMPLE = '{"id": "mail-17", "text": "My Samsung tablet arrived broken.", "sentiment": "negative"}\n'
 BODY_DOCUMENTED = {
     "requestBody": {
@@ -60,10 +71,13 @@ class Uploaded(BaseModel):
 
 class GoldSet(BaseModel):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "mails", "size": 200, "tasks": {"sentiment": 200, "entities": 180}}]}
+        json_schema_extra={
+            "examples": [{"name": "mails", "sha256": SHA256, "size": 200, "tasks": {"sentiment": 200, "entities": 180}}]
+        }
     )
 
     name: str
+    sha256: str = Field(description="of the newest version")
     size: int = Field(description="texts")
     tasks: dict[str, int] = Field(description="how many of them are labelled for each task")
 
@@ -72,6 +86,27 @@ class GoldPage(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"rows": [RECORD], "after": None}]})
 
     rows: list[dict[str, Any]] = Field(description="records, as they can be uploaded again")
+    after: int | None = Field(description="to ask with for the next page; None where there is none")
+
+
+class Version(BaseModel):
+    """A gold set as an upload or a removal left it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [VERSION]})
+
+    number: int = Field(description="1, 2, 3, … in each set")
+    sha256: str = Field(description="of what it holds, as evaluations and standards state it")
+    texts: int
+    added: int = Field(description="records that the version before did not have")
+    replaced: int = Field(description="records whose text or labels differ from the version before")
+    removed: int
+    created_at: datetime
+
+
+class VersionPage(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rows": [VERSION], "after": None}]})
+
+    rows: list[Version]
     after: int | None = Field(description="to ask with for the next page; None where there is none")
 
 
@@ -124,7 +159,32 @@ def items(
     _caller: ClientDep,
     after: After = 0,
     limit: Limit = 100,
+    version: Annotated[
+        Word | None,
+        Query(
+            pattern=gold.PREFIX.pattern,
+            description="sha256 of a version, or how it begins; the newest where absent",
+        ),
+    ] = None,
 ) -> GoldPage:
-    """Records in the order of their upload."""
-    page = gold.items(session, name, after, limit)
+    """Records in the order of their first upload, as they are or as they were in a version."""
+    page = gold.items(session, name, after, limit, version)
     return GoldPage(rows=page.rows, after=page.after)
+
+
+@router.get("/v1/gold/{name}/versions", summary="The versions of a gold set", responses=errors(404, 422, 503))
+def versions(name: Name, session: ReadDep, _caller: ClientDep, after: After = 0, limit: Limit = 50) -> VersionPage:
+    """What each upload and each removal made of the set, the newest first."""
+    page = gold.versions(session, name, after, limit)
+    return VersionPage(rows=[Version(**row.model_dump(exclude={"gold"})) for row in page.rows], after=page.after)
+
+
+@router.delete("/v1/gold/{name}/{id:path}", summary="Remove a record from a gold set", responses=errors(404, 422, 503))
+def remove(
+    name: Name,
+    session: SessionDep,
+    _caller: ClientDep,
+    record: Annotated[Word, Path(alias="id", min_length=1, max_length=200, description="id of the record")],
+) -> Version:
+    """Take a record out of the set; the answer is the version without it. Versions before it keep the record."""
+    return Version(**gold.remove(session, name, record).model_dump(exclude={"gold"}))

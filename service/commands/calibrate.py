@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -56,9 +55,9 @@ def calibrate(
     apply: Annotated[
         bool, typer.Option("--apply", help="decide by it from now on; without it nothing changes")
     ] = False,
-    items: Annotated[int, typer.Option(min=1, help="texts for which the work left is told")] = 1000,
-    seconds: Annotated[float, typer.Option(min=0, help="a person's time for one text")] = 15.0,
-    price: Annotated[float, typer.Option(min=0, help="of a person's hour, in any currency")] = 0.0,
+    items: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="texts for which the work left is told")] = 1000,
+    seconds: Annotated[float, typer.Option(min=0, max=1_000_000, help="a person's time for one text")] = 15.0,
+    price: Annotated[float, typer.Option(min=0, max=1_000_000, help="of a person's hour, in any currency")] = 0.0,
     limit: LimitOption = None,
     json_target: JsonOption = None,
     report: ReportOption = None,
@@ -80,10 +79,12 @@ def calibrate(
         found = asyncio.run(run())
         with err.status("measuring"):
             with db.read(database) as session:
-                document = findings.document(found, part.name, chosen, session) | {"refused": len(part.refused)}
+                document = findings.document(found, part.name, part.splits["test"], session)
+                document |= {"refused": len(part.refused)}
             identity = {"name": part.name, "sha256": document["gold"]["sha256"]}
             made = standards.make(part.schema, found.gold, found.answers, wanted, confidence, identity)
-            document = findings.promised(document, found, made) | {"work": _work(made, items, seconds, price)}
+            load = findings.Workload(items=items, seconds=seconds, price=price)
+            document = findings.promised(document, found, made, load)
         _tell(document, made)
         write_documents(document, json_target, report)
         if apply:
@@ -143,21 +144,10 @@ def _recipe(row: StandardVersion) -> str:
     return f"{named}, {what['engine']['model']} ({row.recipe[:8]})"
 
 
-def _work(made: Made, items: int, seconds: float, price: float) -> Document | None:
-    """What is left for people; None where nothing was to be promised."""
-    from eval.guarantee import work
-    from eval.scores import Estimate
-
-    if not made.promises:
-        return None
-    coverage = None if made.lacking else Estimate(**made.promises[0]["coverage"])  # the same for all: one threshold
-    return asdict(work(coverage, items, seconds, price)) | {"price": price}
-
-
 def _tell(document: Document, made: Made) -> None:
     parts = ", ".join(f"{count} to {name}" for name, count in made.sizes.items())
     gold = document["gold"]
-    out.print(f"{gold['name']} {gold['sha256'][:8]}: {gold['texts']} texts, {parts}", highlight=False)
+    out.print(f"{gold['name']} {gold['sha256'][:8]}: {document['texts']} texts, {parts}", highlight=False)
     table = Table("task", "measure", "confidence as it is", "calibrated", title="Can confidence be trusted?")
     for name, task in document["tasks"].items():
         both = task["confidence"]

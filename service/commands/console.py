@@ -29,7 +29,10 @@ SecondOption = Annotated[
 ]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="transformers or vllm; default: CONCORD_ENGINE")]
 GoldArgument = Annotated[
-    str, typer.Argument(metavar="GOLD", help="file of gold records, or the name of a gold set in the database")
+    str,
+    typer.Argument(
+        metavar="GOLD", help="file of gold records, or a gold set in the database: NAME, or NAME@SHA256 for a version"
+    ),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 ReportOption = Annotated[Path | None, typer.Option("--report", help="also write a report, one HTML file")]
@@ -75,14 +78,15 @@ def progress_bar() -> Progress:
 
 
 def read_gold(source: str, schema_name: str | None, settings: Settings, database: Database) -> sets.Part:
-    """A gold file, or the gold set of this name in the database, or a data set of the hub."""
-    stored: list[sets.Gold] = []
+    """A gold file, or a gold set in the database, of a version where one is named, or a data set of the hub."""
     if schema_name and not Path(source).is_file():
-        what = schema.find(schema_name, settings.schemas)
         with db.read(database) as session:
-            stored = gold.labelled(session, source, what)
-    if stored:
-        return sets.Part(source, source, what, {"test": tuple(stored)}, {}, 0)
+            known = {held["name"] for held in gold.sets(session)}
+            name, _, sha256 = (source, "", "") if source in known else source.rpartition("@")
+            if name in known:
+                what = schema.find(schema_name, settings.schemas)
+                stored = gold.labelled(session, name, what, sha256 or None)
+                return sets.Part(name, name, what, {"test": tuple(stored)}, {}, 0)
     return sets.read_file(source, schema_name, settings)
 
 

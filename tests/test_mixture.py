@@ -233,5 +233,5 @@ def test_most_texts_asked_for_mentions_hold_one_of_the_types_offered_however_few
     packs = plan([part("names", [*names(), *bare], 600)], TRAINING)
     texts = [gold for pack in packs for gold in pack.gold]
     holding = sum(any(found.spans for found in gold.labels.mentions.values()) for gold in texts)
-    assert MENTIONED - 0.06 < holding / len(texts)
+    assert holding / len(texts) > MENTIONED - 0.06
     assert any("nobody" in gold.text for gold in texts), "that there is none has to be learnt too"

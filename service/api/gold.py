@@ -183,8 +183,11 @@ def versions(name: Name, session: ReadDep, _caller: ClientDep, after: After = 0,
 def remove(
     name: Name,
     session: SessionDep,
-    _caller: ClientDep,
+    caller: ClientDep,
     record: Annotated[Word, Path(alias="id", min_length=1, max_length=200, description="id of the record")],
 ) -> Version:
     """Take a record out of the set; the answer is the version without it. Versions before it keep the record."""
-    return Version(**gold.remove(session, name, record).model_dump(exclude={"gold"}))
+    left = Version(**gold.remove(session, name, record).model_dump(exclude={"gold"}))
+    after = left.model_dump(mode="json")
+    ledger.append(session, who=caller.name, action="gold.remove", subject=f"gold:{name}", before=None, after=after)
+    return left

@@ -73,7 +73,7 @@ def verify(session: Session, noted: str | None = None, seen: Callable[[int], Non
     number, last, found = 0, NOTHING, noted in (None, NOTHING)
     for line in _stream(session):
         why = _fault(line, number, last)
-        if why:
+        if line is None or why:
             return Verified(number, last, number + 1 if line is None else min(line.number, number + 1), why)
         number, last = number + 1, line.sha256
         found = found or last == noted

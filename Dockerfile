@@ -18,7 +18,7 @@ RUN case "$EXTRAS" in *embedded*) pip install --no-cache-dir "$TORCH" && pip ins
     && pip install --no-cache-dir --editable ".[$EXTRAS]"
 
 USER concord
-# Anything but loopback needs API keys: set CONCORD_CLIENT_KEYS and CONCORD_REVIEWER_KEYS.
+# Nobody gets in here without a key (CONCORD_CLIENT_KEYS, CONCORD_REVIEWER_KEYS) or an account (`concord accounts`).
 ENV CONCORD_HOST=0.0.0.0 CONCORD_PORT=8300 CONCORD_DATABASE_URL=sqlite:////data/concord.db PYTHONUNBUFFERED=1
 VOLUME /data
 EXPOSE 8300

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -176,7 +175,7 @@ def test_a_key_opens_until_it_is_revoked_or_its_account_disabled(session: Sessio
     assert not opens(two)
     accounts.enable(session, "ada", who="t")
     assert [opens(key) for key in (one, two)] == [False, True]
-    assert [key.digest for key in session.exec(select(ApiKey))] == [accounts.digest_of(key) for key in (one, two)]
+    assert {key.digest for key in session.exec(select(ApiKey))} == {accounts.digest_of(key) for key in (one, two)}
 
 
 def test_each_failure_makes_the_next_wait_longer_and_a_success_forgets_them(session: Session) -> None:
@@ -186,11 +185,11 @@ def test_each_failure_makes_the_next_wait_longer_and_a_success_forgets_them(sess
         found = accounts.attempt(session, "ada")
         assert found is not None and found.failures == number
         began, found.paused_until = found.paused_until, None
-        pauses.append(began - db.clock(session) if began else timedelta(0))
+        pauses.append(round((began - db.clock(session)).total_seconds()) if began else 0)
         session.add(found)
-    assert pauses[:FREE_FAILURES] == [timedelta(0)] * FREE_FAILURES
+    assert pauses[: FREE_FAILURES + 4] == [0, 0, 0, 0, 2, 4, 8, 16]
     assert pauses == sorted(pauses)
-    assert timedelta(minutes=14) < max(pauses) <= LONGEST_PAUSE
+    assert pauses[-1] == LONGEST_PAUSE.total_seconds()
     found = accounts.attempt(session, "ada")
     with pytest.raises(Paused, match="wait"):
         accounts.attempt(session, "ada")

@@ -29,7 +29,7 @@ FIELDS = ("at", "who", "action", "subject", "before", "after", "recipe", "previo
 Tamper = Callable[[Session], int]  # what is done, and the number that is to be named
 
 numbers = st.integers(1, LINES)
-examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(database: Engine, count: int = LINES) -> None:
@@ -72,7 +72,7 @@ def line(session: Session, number: int) -> dict[str, Any]:
     return found
 
 
-def put(session: Session, number: int, **values: Any) -> None:
+def put(session: Session, number: int, /, **values: Any) -> None:
     session.execute(update(LedgerEntry).where(col(LedgerEntry.number) == number).values(**values))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
-from service import accounts, db
+from service import accounts, db, web
 from service.auth import own_path
 from service.models import Role
 from tests.browsers import HTTP, HTTPS, account, browser, sign_in, signed_in, token
@@ -30,6 +32,20 @@ def test_a_page_sends_who_is_not_known_to_sign_in_and_back_again(desk: TestClien
     answer = sign_in(client, name, password, next="/review?batch=b&reason=audit")
     assert (answer.status_code, answer.headers["location"]) == (303, "/review?batch=b&reason=audit")
     assert client.get("/").headers["location"] == "/review"
+
+
+def test_every_page_but_the_sign_in_is_behind_the_door(desk: TestClient) -> None:
+    client = browser(desk)
+    pages = [route for router in web.routers for route in router.routes if isinstance(route, APIRoute)]
+    assert len(pages) > 10
+    for page in pages:
+        path = re.sub(r"\{.*?\}", "1", page.path)
+        if path == "/sign-in":
+            continue
+        for method in page.methods:
+            response = client.request(method, path)
+            assert response.status_code == (303 if method == "GET" else 401), (method, path)
+            assert method != "GET" or response.headers["location"].startswith("/sign-in"), path
 
 
 def test_the_api_says_401_in_json_whatever_is_accepted(desk: TestClient) -> None:
@@ -136,10 +152,12 @@ def test_a_cookie_that_was_changed_is_none(desk: TestClient, change: Any) -> Non
 
 def test_a_session_ends_by_itself(desk: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     client, _ = signed_in(desk)
-    began = time.time()
-    monkeypatch.setattr("itsdangerous.timed.time.time", lambda: began + 12 * 3600 - 5)
+    began = int(time.time())
+    # The service's clock alone: the browser would drop its cookie by itself.
+    clock = "itsdangerous.timed.TimestampSigner.get_timestamp"
+    monkeypatch.setattr(clock, lambda _: began + 12 * 3600 - 5)
     assert client.get("/v1/reviews").status_code == 200
-    monkeypatch.setattr("itsdangerous.timed.time.time", lambda: began + 12 * 3600 + 5)
+    monkeypatch.setattr(clock, lambda _: began + 12 * 3600 + 5)
     response = client.get("/v1/reviews")
     assert (response.status_code, response.json()["detail"]["message"]) == (401, "the session is over: sign in again")
     assert client.get("/review").headers["location"].startswith("/sign-in")

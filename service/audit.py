@@ -190,16 +190,19 @@ def drift(found: Stream, promised: Mapping[str | None, float]) -> dict[str | Non
 
 
 def _tested(session: Session, recipe: str, promised: float | None) -> _Tests:
-    """Every test of `watch`."""
-    from eval.audit import shifts
-
+    """Every test of `watch`; where nothing is to be tested nothing heavy is imported, since a scrape waits for it."""
     held = standards.in_force(session, recipe)
     lines = {line.task: line.error for line in held.lines} if held else {}
     standard = held.version if held and lines else None
     found = stream(session, recipe, standard)
-    drifts = drift(found, lines if promised is None else dict.fromkeys(found.wrong, promised))
+    stated = lines if promised is None else dict.fromkeys(found.wrong, promised)
     windows, reference, recent = _windows(session, recipe, found.schema)
-    return _Tests(standard, found, drifts, windows, shifts(reference, recent, LOOKS) if recent else ())
+    moved: tuple[Shift, ...] = ()
+    if recent:
+        from eval.audit import shifts
+
+        moved = shifts(reference, recent, LOOKS)
+    return _Tests(standard, found, drift(found, stated) if stated else {}, windows, moved)
 
 
 def _least(found: Stream) -> float:

@@ -10,7 +10,7 @@ How far a batch agrees with a set is in `measure.py`; `agreement` is its door.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,15 +19,27 @@ from sqlalchemy import select as select_columns
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
-from service.errors import Invalid, NotFound
+from service import ledger, stored
+from service.errors import Conflict, Invalid, NotFound, TooLarge
 from service.labels import from_row, plain
 from service.measure import agreement
-from service.models import GoldItem, GoldPast, GoldVersion, fingerprint, now
+from service.models import GoldItem, GoldPast, GoldVersion, Item, State, fingerprint, now
 from service.schema import RESERVED, Schema
 from service.sets import Gold
 from service.stored import Page, storable
 
-__all__ = ["agreement", "items", "labelled", "newest", "remove", "sets", "upload", "version", "versions"]
+__all__ = [
+    "agreement",
+    "from_reviews",
+    "items",
+    "labelled",
+    "newest",
+    "remove",
+    "sets",
+    "upload",
+    "version",
+    "versions",
+]
 
 CHUNK = 500
 PREFIX = re.compile(r"^[0-9a-fA-F]{4,64}$")  # of a sha256
@@ -130,6 +142,41 @@ def versions(session: Session, name: str, after: int = 0, limit: int = 100) -> P
     return Page(found, found[-1].number if len(found) == limit else None)
 
 
+def from_reviews(
+    session: Session, name: str, who: str, *, batch: str | None = None, items: Sequence[int] = (), most: int = 10_000
+) -> dict[str, int]:
+    """Add what stands of a batch's settled items, or of these, to the set `name`; counts as of `upload`.
+
+    A record's id is its item's; where another text has it, `batch:position`. The reviews say from then on that they
+    are gold, so that nobody takes them back. Raises Conflict for an item that is not settled; NotFound where there is
+    none; TooLarge for more than `most`.
+    """
+    query = select(Item).where(col(Item.batch_id) == batch if batch is not None else col(Item.id).in_(list(items)))
+    # A batch gives what it has: no gold set can hold an empty text.
+    settled = query if batch is None else query.where(col(Item.state) == State.resolved, col(Item.text) != "")
+    found = session.exec(settled.order_by(col(Item.id)).limit(most + 1).with_for_update()).all()
+    _check_settled(found, items, most)
+    reviews = stored.answers(session, [stored.key(item) for item in found])
+    schemas = stored.schemas(session, {item.batch_id for item in found})
+    taken = _texts(session, name, [item.ref for item in found])
+    records: dict[str, list[dict[str, Any]]] = {}
+    for item in found:
+        own = taken.setdefault(item.ref, item.text_sha256) == item.text_sha256
+        ref = item.ref if own else f"{item.batch_id}:{item.position}"
+        record = {"id": ref, "text": item.text, **reviews[stored.key(item)].labels}
+        records.setdefault(item.batch_id, []).append(record)
+        reviews[stored.key(item)].gold = name
+    counted = dict.fromkeys(("added", "replaced", "unchanged"), 0)
+    for one, rows in records.items():
+        for what, count in upload(session, name, schemas[one], rows).items():
+            counted[what] += count
+    ids = [stored.key(item) for item in found]
+    ledger.append(
+        session, who=who, action="gold.from_reviews", subject=f"gold:{name}", before=None, after=[ids, records]
+    )
+    return counted
+
+
 def sets(session: Session) -> list[dict[str, Any]]:
     """Every gold set by name: {"name", "sha256", "size", "tasks": {task: texts that are labelled for it}}."""
     if session.get_bind().dialect.name == "postgresql":
@@ -185,6 +232,27 @@ def _holding(session: Session, name: str, sha256: str | None, after: int = 0) ->
     )
     rows = union_all(now_there, then).subquery()
     return select_columns(*rows.c).where(rows.c.id > after).order_by(rows.c.id)
+
+
+def _check_settled(found: Sequence[Item], wanted: Sequence[int], most: int) -> None:
+    if len(found) > most:
+        raise TooLarge(f"at most {most:,} texts at once; name the items of the rest", {"limit": most})
+    missing = sorted(set(wanted) - {stored.key(item) for item in found})
+    if missing or not found:
+        raise NotFound(f"no item {missing[0]}" if missing else "no settled item")
+    for item in found:
+        if item.state != State.resolved:
+            raise Conflict(f"item {item.id} is {item.state}, and not settled")
+
+
+def _texts(session: Session, name: str, refs: Sequence[str]) -> dict[str, str]:
+    """The hash of the text that has each of these ids in the set, by id."""
+    known: dict[str, str] = {}
+    for start in range(0, len(refs), CHUNK):
+        there = col(GoldItem.ref).in_(refs[start : start + CHUNK])
+        query = select(GoldItem.ref, GoldItem.text_sha256).where(col(GoldItem.gold) == name, there)
+        known |= dict(session.exec(query).all())
+    return known
 
 
 def _row(number: int, record: Mapping[str, Any], schema: Schema) -> dict[str, Any]:

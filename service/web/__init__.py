@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from service.web import review
 from service.web.pages import STATIC
 
-routers = ()
+routers = (review.router,)
 
 __all__ = ["STATIC", "routers"]

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +19,16 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 from sqlalchemy import Engine
 from sqlmodel import col, select
 
 from service import db
+from service.app import Server
 from service.labels import Alternative, Choice, Labels, Mentions, Span
 from service.models import Item, Review
 from service.schema import ChoiceTask, Schema
-from tests.serving import listening, make_app, make_settings, until
+from tests.serving import listening, make_app, until
 
 KEYS = {name: f"{name}-has-a-key-of-length" for name in ("ann", "bob")}
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -68,10 +69,6 @@ class Desk:
     def press(self, *keys: str) -> None:
         for key in keys:
             self.page.keyboard.press(key)
-
-    def waits(self) -> None:
-        """Until the page is done with what it was told."""
-        self.page.wait_for_function("!document.querySelector('#item[aria-busy]')")
 
     def ref(self) -> str | None:
         """Of the item in hand; None where nothing waits."""
@@ -234,13 +231,8 @@ class Mortal:
 
 
 def live(folder: Path, port: int) -> None:
-    from service.app import Server
-    from tests.serving import Sticks
-
-    from service.app import create_app
-
-    settings = make_settings(folder, port=port, **settings_of_desk())
-    Server(create_app(settings, engine=Sticks()), "127.0.0.1", port, log_level="warning").run()
+    """Serve until killed."""
+    Server(make_app(folder, port=port, **settings_of_desk()), "127.0.0.1", port, log_level="warning").run()
 
 
 def proposal(row: Mapping[str, Any], text: str, schema: Schema, sure: float = 0.55) -> Labels:
@@ -253,12 +245,10 @@ def proposal(row: Mapping[str, Any], text: str, schema: Schema, sure: float = 0.
             choices[task.name] = Choice(label=row[task.name], confidence=sure, alternatives=rest)
         else:
             spans = [
-                Span(start=s["start"], end=s["end"], label=s["label"], text=text[s["start"] : s["end"]], confidence=sure)
+                Span(
+                    start=s["start"], end=s["end"], label=s["label"], text=text[s["start"] : s["end"]], confidence=sure
+                )
                 for s in row[task.name]
             ]
             mentions[task.name] = Mentions(spans=tuple(spans), complete=sure)
     return Labels(choices=choices, mentions=mentions)
-
-
-def contexts(desks: Sequence[Desk]) -> list[BrowserContext]:
-    return [desk.page.context for desk in desks]

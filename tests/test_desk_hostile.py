@@ -159,7 +159,9 @@ def test_a_page_full_of_them_runs_nothing_and_changes_nothing(desk: Desk, shop: 
     said = labels(text, "l3", [(0, 8, "l260")])
     refs = [STRINGS[n][:150] for n in (0, 4, 6, 40)]
     batch, items = stage(
-        shop.database, [Play(text, said, Decision(outcome=Outcome.review, reasons=reasons), ref=r) for r in refs], schema
+        shop.database,
+        [Play(text, said, Decision(outcome=Outcome.review, reasons=reasons), ref=r) for r in refs],
+        schema,
     )
     put_meta(shop, items, {text[:80]: text[:300] for text in STRINGS[:60]} | {"inner": {"<b>": STRINGS[:9]}})
     desk.open(f"/review?batch={batch}&order=oldest")

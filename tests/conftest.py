@@ -12,7 +12,7 @@ from service.engine import Engine, open_engine
 from service.engine.tokenizer import Tokenizer
 from service.settings import Settings
 
-pytest_plugins = ["tests.serving", "tests.databases", "tests.browsers"]
+pytest_plugins = ["tests.serving", "tests.databases", "tests.browser", "tests.people"]
 
 
 @pytest.fixture(scope="session")

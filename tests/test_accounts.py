@@ -23,7 +23,7 @@ from service.accounts import FREE_FAILURES, LONGEST_PAUSE
 from service.errors import Conflict, Invalid, NotFound, Paused, ServiceError
 from service.models import Account, ApiKey, Role, Secret
 from service.settings import Settings
-from tests.browsers import account, browser, sign_in, signed_in, token
+from tests.people import account, browser, sign_in, signed_in, token
 from tests.serving import make_app
 
 pytestmark = pytest.mark.usefixtures("quick_hashes")

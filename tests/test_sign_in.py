@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from service import accounts, db, web
 from service.auth import own_path
 from service.models import Role
-from tests.browsers import HTTP, HTTPS, account, browser, sign_in, signed_in, token
+from tests.people import HTTP, HTTPS, account, browser, sign_in, signed_in, token
 from tests.serving import make_app
 
 pytestmark = pytest.mark.usefixtures("quick_hashes")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from service.web import accounts, sign_in
+from service.web import accounts, review, sign_in
 from service.web.pages import STATIC
 
-routers = (sign_in.router, accounts.router)
+routers = (sign_in.router, accounts.router, review.router)
 
 __all__ = ["STATIC", "routers"]

@@ -1,4 +1,4 @@
-"""Browsers, and a service that nobody gets into but by an account. For tests only."""
+"""People who sign in, and a service that nobody gets into but by an account. For tests only."""
 
 from __future__ import annotations
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from service.api import annotate, audit, batches, evaluations, export, gold, health, reviews, schemas, standards
+from service.api import (
+    annotate,
+    audit,
+    batches,
+    evaluations,
+    export,
+    gold,
+    health,
+    quality,
+    reviews,
+    schemas,
+    standards,
+)
 
 routers = (
     annotate.router,
@@ -12,6 +24,7 @@ routers = (
     evaluations.router,
     standards.router,
     reviews.router,
+    quality.router,
     audit.router,
     export.router,
     health.router,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from service.web import quality
 from service.web.pages import STATIC
 
-routers = ()
+routers = (quality.router,)
 
 __all__ = ["STATIC", "routers"]

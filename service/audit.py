@@ -18,7 +18,7 @@ from sqlmodel import Session, col, select
 from service import standards, stored
 from service.errors import NotFound
 from service.labels import Labels, plain
-from service.models import AUDITED, Item, ItemDecision, Recipe, Review, State
+from service.models import AUDITED, STANDS, Item, ItemDecision, Recipe, Review, State
 from service.schema import Schema
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ def stream(session: Session, recipe: str, standard: int | None = None) -> Stream
 
     standard: only those that this version decided; None for all.
 
-    The verdict is the newest answer of a person: wrong where it differs from what the model said, in the labels of a
-    task or anywhere. Reads the audited items alone, by an index, however many others there are.
+    The verdict is the answer that stands: wrong where it differs from what the model said, in the labels of a task or
+    anywhere. An item that waits for a second reader or for a lead waits for its verdict. Reads the audited items alone,
+    by an index, however many others there are.
     """
     batch = _batch(session, recipe)
     if batch is None:
@@ -118,7 +119,8 @@ def stream(session: Session, recipe: str, standard: int | None = None) -> Stream
     schema = stored.schemas(session, [batch])[batch]
     drawn: tuple[Any, ...] = (AUDITED, col(ItemDecision.recipe) == recipe)
     drawn += () if standard is None else (col(ItemDecision.standard) == standard,)
-    waits = (*drawn, col(Item.id) == col(ItemDecision.item_id), col(Item.state) == State.audit)
+    unsettled = col(Item.state).in_((State.audit, State.adjudication))
+    waits = (*drawn, col(Item.id) == col(ItemDecision.item_id), unsettled)
     first = select(ItemDecision.item_id, ItemDecision.created_at).where(*waits).order_by(*_ORDER).limit(1)
     oldest = session.exec(first).first()
     settled = drawn if oldest is None else (*drawn, tuple_(*_ORDER) < (oldest[1], oldest[0]))
@@ -127,12 +129,10 @@ def stream(session: Session, recipe: str, standard: int | None = None) -> Stream
         for which in (drawn, waits, settled)
     )
     start = max(0, (before // SPAN - 1) * SPAN)
-    answers = select(func.max(Review.id)).where(col(Review.item_id) == col(ItemDecision.item_id))
-    newest = answers.correlate(ItemDecision).scalar_subquery()
     query = (
         select(ItemDecision.item_id, ItemDecision.created_at, ItemDecision.inclusion, Review.changed)
-        .join(Review, col(Review.id) == newest)
-        .where(*settled)
+        .join(Review, col(Review.item_id) == col(ItemDecision.item_id))
+        .where(STANDS, *settled)
         .order_by(*_ORDER)
     )
     rows = session.exec(query.offset(start)).all()

@@ -61,7 +61,8 @@ def page(
     """The rows after an item's id, at most `limit` (1 to 1,000), of one batch or of all.
 
     settled: only what a person settled, as gold records; `states` plays no part then.
-    A text in state `review` has the model's proposal, or no task at all where there is none: it does not stand.
+    A text in state `review` or `adjudication` has the model's proposal, or no task at all where there is none: it does
+    not stand.
     """
     limit = max(1, min(limit, 1000))
     query = (

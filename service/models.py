@@ -44,8 +44,17 @@ QUEUED = text("state = 'queued'")
 LEASED = text("state = 'leased'")
 FOR_PEOPLE = text("state IN ('review', 'audit')")
 HELD = text("state IN ('review', 'audit') AND lease_owner IS NOT NULL")
+READ_ONCE = text("state IN ('review', 'audit') AND answers > 0")
+DISPUTED = text("state = 'adjudication'")
+STANDS = text("stands")
+COUNTS = text("withdrawn_at IS NULL")
 AUDITED = text("outcome = 'audit'")
 UNFINISHED = text("state IN ('queued', 'running')")
+
+
+def _given(value: str) -> dict[str, Any]:
+    """The value that rows from before the column have."""
+    return {"server_default": text(value)}
 
 
 class State(StrEnum):
@@ -56,8 +65,17 @@ class State(StrEnum):
     accepted = "accepted"
     review = "review"  # a person must settle it
     audit = "audit"  # accepted, and a person looks all the same
+    adjudication = "adjudication"  # people disagree, or ask about the guideline; a lead settles it
     resolved = "resolved"  # a person has settled it
     cancelled = "cancelled"
+
+
+class Kind(StrEnum):
+    """What a person said of an item."""
+
+    answer = "answer"
+    flag = "flag"  # the guideline does not say what is right
+    adjudication = "adjudication"  # a lead's decision between answers, or on a flag
 
 
 class RunState(StrEnum):
@@ -118,6 +136,9 @@ class Item(SQLModel, table=True):
     fence: raised at every claim; whoever writes must name it, so that a late worker's result is dropped.
     attempt: claims so far, less those that were given back through no fault of the item.
     priority: place among the items that wait for a person, least first; from `review.priority`.
+    readers, hidden: by how many people it is read, should people read it, and who of them is not shown the proposal,
+    as a `route.Readings` has it. answers: how many of them have answered so far.
+    taken_at: when it was given to whom a person's lease names.
     """
 
     __table_args__ = (
@@ -129,6 +150,8 @@ class Item(SQLModel, table=True):
         Index("ix_item_text", "text_sha256"),
         Index("ix_item_for_people", "priority", "id", sqlite_where=FOR_PEOPLE, postgresql_where=FOR_PEOPLE),
         Index("ix_item_held", "lease_owner", sqlite_where=HELD, postgresql_where=HELD),
+        Index("ix_item_read_once", "id", sqlite_where=READ_ONCE, postgresql_where=READ_ONCE),
+        Index("ix_item_adjudication", "id", sqlite_where=DISPUTED, postgresql_where=DISPUTED),
     )
 
     id: int | None = Field(default=None, primary_key=True)
@@ -144,6 +167,10 @@ class Item(SQLModel, table=True):
     lease_owner: str | None = Field(default=None, max_length=100)
     lease_until: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
     priority: float = 0.0
+    readers: int = Field(default=1, sa_column_kwargs=_given("1"))
+    hidden: int = Field(default=0, sa_column_kwargs=_given("0"))
+    answers: int = Field(default=0, sa_column_kwargs=_given("0"))
+    taken_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
     updated_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
 
 
@@ -180,14 +207,36 @@ class ItemDecision(SQLModel, table=True):
 
 
 class Review(SQLModel, table=True):
-    """A person's answer to an item: the labels that stand."""
+    """What a person said of an item. Rows are never deleted: what was taken back stays, with the time of it.
+
+    changed: whether the labels differ from the model's. labels: as in a gold file; none of a flag.
+    stands: these labels are the resolution; at most one of an item. shown: whether the person saw the proposal.
+    taken_at: when the item was given to the person. seconds, actions: what it cost them, as the page measured it: time
+    with the item before them, and keys, clicks and drags that changed something.
+    bulk: id of the act that settled many at once. gold: set into which the labels went.
+    """
+
+    __table_args__ = (
+        Index("ix_review_stands", "item_id", unique=True, sqlite_where=STANDS, postgresql_where=STANDS),
+        Index("ix_review_reviewer", "reviewer", "kind", "created_at", sqlite_where=COUNTS, postgresql_where=COUNTS),
+        Index("ix_review_bulk", "bulk"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     item_id: int = Field(foreign_key="item.id", index=True)
     reviewer: str = Field(max_length=100)
-    changed: bool  # whether the person's labels differ from the model's
+    kind: str = Field(default=Kind.answer, max_length=16, sa_column_kwargs=_given("'answer'"))
+    changed: bool
     labels: dict[str, Any] = Field(sa_column=Column(Document, nullable=False))
     note: str = Field(default="", sa_column=Column(Text, nullable=False))
+    stands: bool = Field(default=True, sa_column_kwargs=_given("true"))
+    shown: bool = Field(default=True, sa_column_kwargs=_given("true"))
+    seconds: float | None = None
+    actions: int | None = None
+    taken_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    withdrawn_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    bulk: str | None = Field(default=None, max_length=32)
+    gold: str | None = Field(default=None, max_length=100)
     created_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
 
 

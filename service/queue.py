@@ -86,12 +86,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one claimed item. labels and recipe are None where it could not be labelled."""
+    """What became of one claimed item. labels and recipe are None where it could not be labelled.
+
+    readings: how people read it, if it comes to them.
+    """
 
     item_id: int
     decision: route.Decision
     labels: Labels | None = None
     recipe: str | None = None
+    readings: route.Readings = route.ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +324,8 @@ def _finish(session: Session, results: Sequence[Result], clock: datetime) -> Non
             "id": result.item_id,
             "state": State(result.decision.outcome.value),
             "priority": priority(result.labels, result.decision),
+            "readers": result.readings.readers,
+            "hidden": result.readings.hidden if result.labels is not None else 0,
             "lease_owner": None,
             "lease_until": None,
             "updated_at": clock,

@@ -19,6 +19,7 @@ from service.labels import Choice, Labels, Mentions, Probability
 
 TIES = 1e-3  # weight of the raw confidence in a score
 DIGITS = 9
+UNJUDGED = {"audit_share", "reviewed_twice", "proposal_hidden", "standard"}  # of a policy: nothing is accepted by these
 
 
 class Outcome(StrEnum):
@@ -57,6 +58,12 @@ class Policy(BaseModel):
     audit_share: Probability = Field(
         0.02, description="share of accepted items that a person sees all the same, at random"
     )
+    reviewed_twice: Probability = Field(
+        0.1, description="share of items for people that two of them read, blind to each other"
+    )
+    proposal_hidden: Probability = Field(
+        0.1, description="share of readings by people in which the model's proposal is hidden"
+    )
     standard: bool | None = Field(
         None,
         description="decide by the recipe's standard, where one is in force; null: unless a threshold is given here",
@@ -64,7 +71,7 @@ class Policy(BaseModel):
 
     @property
     def by_standard(self) -> bool:
-        return not self.model_fields_set - {"audit_share", "standard"} if self.standard is None else self.standard
+        return not self.model_fields_set - UNJUDGED if self.standard is None else self.standard
 
     def settled(self) -> Policy:
         """The same policy, saying outright whether a standard decides, so that it can be stored."""
@@ -177,10 +184,34 @@ class Evidence:
     standard: Standard | None = None
 
 
-def lot(seed: int, batch: str, position: int) -> float:
-    """The item's place in the audit draw: uniform in [0, 1), the same for the same seed, batch and position."""
-    digest = hashlib.sha256(f"{seed}:{batch}:{position}".encode()).digest()
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """How people read an item, should they read it.
+
+    readers: 1 or 2, blind to each other. hidden: bit n is set where reader n, counted from 0, sees no proposal.
+    """
+
+    readers: int = 1
+    hidden: int = 0
+
+
+ONCE = Readings()
+
+
+def lot(seed: int, batch: str, position: int, draw: str = "") -> float:
+    """The item's place in a draw: uniform in [0, 1), the same for the same seed, batch and position.
+
+    draw: which one, each by itself; none is that of the audit.
+    """
+    digest = hashlib.sha256(f"{seed}:{batch}:{position}{draw and ':' + draw}".encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def readings(policy: Policy, seed: int, batch: str, position: int) -> Readings:
+    """By lot, so that who is shown what depends on nobody's choice, and asking again shows no more."""
+    twice = lot(seed, batch, position, "twice") < policy.reviewed_twice
+    hidden = (lot(seed, batch, position, f"hidden {turn}") < policy.proposal_hidden for turn in (0, 1))
+    return Readings(2 if twice else 1, sum(1 << turn for turn, drawn in enumerate(hidden) if drawn))
 
 
 def decide(labels: Labels, policy: Policy, evidence: Evidence) -> Decision:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from sqlmodel import Session, col, select
 
 from service.labels import Choice, Labels, Mentions
-from service.models import Annotation, Batch, Item, ItemDecision, Review, SchemaVersion
+from service.models import STANDS, Annotation, Batch, Item, ItemDecision, Review, SchemaVersion
 from service.schema import Schema
 
 Row = TypeVar("Row")
@@ -97,8 +97,8 @@ def said(session: Session, items: Iterable[int]) -> dict[int, Labels]:
 
 
 def answers(session: Session, items: Iterable[int]) -> dict[int, Review]:
-    """The newest answer of a person to each of these items, by item id."""
-    query = select(Review).where(col(Review.item_id).in_(list(items))).order_by(col(Review.id))
+    """What a person said and stands, of each of these items that was settled, by item id."""
+    query = select(Review).where(col(Review.item_id).in_(list(items)), STANDS)
     return {review.item_id: review for review in session.exec(query)}
 
 

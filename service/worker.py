@@ -379,8 +379,9 @@ class _Worker:
 
 
 def _result(item: Claimed, outcome: Annotated | Failure, brief: _Brief, seed: int) -> Result:
+    readings = route.readings(brief.policy, seed, item.batch_id, item.position)
     if isinstance(outcome, Failure):
-        return Result(item.id, _refusal(outcome))
+        return Result(item.id, _refusal(outcome), readings=readings)
     gold = brief.gold.get(item.id)
     labels = calibrated(outcome.labels, brief.standard) if brief.standard else outcome.labels
     evidence = Evidence(
@@ -397,7 +398,7 @@ def _result(item: Claimed, outcome: Annotated | Failure, brief: _Brief, seed: in
         earlier = decision.reasons if decision.outcome is Outcome.review else ()
         changed = {"outcome": Outcome.review, "reasons": (*earlier, mismatch), "inclusion": None}
         decision = decision.model_copy(update=changed)
-    return Result(item.id, decision, labels, brief.plan.sha256)
+    return Result(item.id, decision, labels, brief.plan.sha256, readings)
 
 
 def _refusal(failure: Failure) -> Decision:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, insert, text
 from sqlmodel import SQLModel
 
 from service import db
 from service.batches import BatchCreate, submit
 from service.labels import Alternative, Choice, Labels, Mentions, Span
+from service.models import LedgerHead
 from service.schema import Schema
 from service.settings import Settings
 
@@ -120,6 +121,7 @@ def _migrated(backend: str, request: pytest.FixtureRequest, tmp_path: Path, sett
             others = "pid <> pg_backend_pid() AND datname = current_database()"  # what a killed process left open
             connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
             connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+            connection.execute(insert(LedgerHead))
     engine.dispose()
     return url
 

@@ -53,6 +53,10 @@ MAY: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/reviews"): REVIEWERS,
     ("POST", "/v1/reviews/{item}/resolve"): REVIEWERS,
     ("POST", "/v1/reviews/{item}/release"): REVIEWERS,
+    ("POST", "/v1/reviews/{item}/renew"): REVIEWERS,
+    ("POST", "/v1/reviews/{item}/flag"): REVIEWERS,
+    ("POST", "/v1/reviews/undo"): REVIEWERS,
+    ("GET", "/v1/reviews/progress"): REVIEWERS,
 }
 HEADERS: dict[str, dict[str, str]] = {
     "none": {},

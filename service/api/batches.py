@@ -53,7 +53,16 @@ ACCEPTED: dict[str, Any] = {
 }
 PROGRESS: dict[str, Any] = {
     "cancelled_at": None,
-    "counts": {"queued": 1, "leased": 0, "accepted": 1, "review": 0, "audit": 0, "resolved": 0, "cancelled": 0},
+    "counts": {
+        "queued": 1,
+        "leased": 0,
+        "accepted": 1,
+        "review": 0,
+        "audit": 0,
+        "adjudication": 0,
+        "resolved": 0,
+        "cancelled": 0,
+    },
     "done": 1,
     "finished": False,
 }

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlmodel import Session
 
-from service import review
+from service import review, undo, workload
 from service.api.bodies import Route
 from service.api.dependencies import (
     BODY,
@@ -22,9 +23,13 @@ from service.api.dependencies import (
     Word,
     errors,
 )
-from service.models import State
-from service.review import Entry, Order, ReviewTask
+from service.auth import Role
+from service.errors import Invalid
+from service.models import Item, Review, State
+from service.review import MAX_NOTE, Cost, Entry, ReviewTask
 from service.route import Code
+from service.undo import Undone
+from service.workload import Workload
 
 router = APIRouter(route_class=Route, tags=["reviews"])
 
@@ -49,7 +54,10 @@ class NextReview(BaseModel):
     batch: ShortWord | None = Field(None, description="of this batch only")
     reason: Code | None = Field(None, description="with this reason only")
     task: ShortWord | None = Field(None, description="with a reason that names this task only")
-    order: Order = Field("uncertain", description="the least sure first, or the oldest first")
+    order: Literal["uncertain", "oldest", "informative"] = Field(
+        "uncertain",
+        description="the least sure first; the oldest; or, of the least sure, the one least like what was read lately",
+    )
 
 
 class Resolve(BaseModel):
@@ -60,7 +68,41 @@ class Resolve(BaseModel):
     fence: Fence
     labels: dict[str, Any] | None = Field(None, description="by task: a label, or a list of {start, end, label}")
     accept: bool = Field(False, strict=True, description="take the proposal as it stands; comes without labels")
-    note: Word = Field("", max_length=review.MAX_NOTE)
+    note: Word = Field("", max_length=MAX_NOTE)
+    seconds: float | None = Field(None, ge=0, le=86_400, description="with the item before the reader, in use")
+    actions: int | None = Field(None, ge=0, le=100_000, description="keys, clicks and drags that changed something")
+
+
+class Renew(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"fence": 3}]})
+
+    fence: Fence
+
+
+class Renewed(BaseModel):
+    lease_until: datetime
+
+
+class Flag(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"fence": 3, "note": "is a shop an organization?"}]}
+    )
+
+    fence: Fence
+    note: Word = Field(min_length=1, max_length=MAX_NOTE, description="what the guideline leaves open")
+
+
+class Flagged(BaseModel):
+    review: int
+
+
+class Undo(BaseModel):
+    """One's own answer or flag, or all that one act settled."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"review": 17}]})
+
+    review: int | None = Field(None, ge=1, le=MOST, strict=True)
+    bulk: ShortWord | None = Field(None, description="`bulk` of the act")
 
 
 class Release(BaseModel):
@@ -70,11 +112,13 @@ class Release(BaseModel):
 
 
 class Resolved(BaseModel):
-    """A person's answer, as it stands."""
+    """A person's answer."""
 
     item: int
+    review: int = Field(description="its id, to take it back by")
+    settled: bool = Field(description="whether the item is settled; false: others will look at it too")
     reviewer: str
-    changed: bool = Field(description="whether the labels differ from the model's")
+    changed: bool | None = Field(description="whether the labels differ from the model's; null where it was hidden")
     labels: dict[str, Any]
     note: str
     created_at: datetime
@@ -102,7 +146,7 @@ def take(
         batch=wanted.batch,
         reason=wanted.reason,
         task=wanted.task,
-        order=wanted.order,
+        order="uncertain" if wanted.order == "informative" else wanted.order,
     )
     return found or Response(status_code=204)  # type: ignore[return-value]
 
@@ -112,7 +156,9 @@ def listing(
     session: ReadDep,
     _caller: ReviewerDep,
     batch: Annotated[Word | None, Query(max_length=100)] = None,
-    state: Annotated[Literal["review", "audit", "resolved"] | None, Query(description="all three where absent")] = None,
+    state: Annotated[
+        Literal["review", "audit", "adjudication", "resolved"] | None, Query(description="all four where absent")
+    ] = None,
     reason: Annotated[Code | None, Query()] = None,
     task: Annotated[Word | None, Query(max_length=100)] = None,
     reviewer: Annotated[Word | None, Query(max_length=100, description="what they hold or have settled")] = None,
@@ -133,19 +179,52 @@ def listing(
     return EntryPage(rows=page.rows, after=page.after)
 
 
+@router.get("/v1/reviews/progress", summary="How far the desk is", responses=errors(422, 503))
+def progress(
+    session: ReadDep,
+    caller: ReviewerDep,
+    batch: Annotated[Word | None, Query(max_length=100, description="of this batch only")] = None,
+) -> Workload:
+    """What waits, and one's own work; for a lead everybody's."""
+    return workload.workload(session, caller.name, batch, everybody=Role.lead in caller.roles)
+
+
+@router.post("/v1/reviews/undo", summary="Take an answer back", responses=errors(404, 503, *BODY))
+def take_back(wanted: Undo, session: SessionDep, service: RunningDep, caller: ReviewerDep) -> Undone:
+    """One's own only. A single one puts its item back into one's hands, as it was; what an act settled is free again.
+
+    Refused, item by item: what somebody else has taken or answered since, what a lead has decided, and what went into
+    a gold set.
+    """
+    if wanted.review is not None and wanted.bulk is None:
+        return undo.one(session, wanted.review, caller.name, service.settings.review_lease_seconds)
+    if wanted.bulk is not None and wanted.review is None:
+        return undo.many(session, wanted.bulk, caller.name)
+    raise Invalid("body: expected either review or bulk")
+
+
+@router.post("/v1/reviews/{item}/renew", summary="Keep an item", responses=errors(404, 409, 503, *BODY))
+def renew(item: ItemId, held: Renew, session: SessionDep, service: RunningDep, caller: ReviewerDep) -> Renewed:
+    """Extend the lease, also one that ended, unless somebody else was given the item since."""
+    seconds = service.settings.review_lease_seconds
+    return Renewed(lease_until=review.renew(session, item, held.fence, caller.name, seconds))
+
+
 @router.post("/v1/reviews/{item}/resolve", summary="Settle an item", responses=errors(404, 409, 503, *BODY))
 def resolve(item: ItemId, answer: Resolve, session: SessionDep, caller: ReviewerDep) -> Resolved:
     """Say what stands. The same answer again gives the same review; one that comes after somebody else was given the
     item is a conflict."""
-    settled = review.resolve(session, item, answer.fence, caller.name, answer.labels, answer.note, accept=answer.accept)
-    return Resolved(
-        item=settled.item_id,
-        reviewer=settled.reviewer,
-        changed=settled.changed,
-        labels=settled.labels,
-        note=settled.note,
-        created_at=settled.created_at,
+    cost = Cost(answer.seconds, answer.actions)
+    found = review.resolve(
+        session, item, answer.fence, caller.name, answer.labels, answer.note, accept=answer.accept, cost=cost
     )
+    return resolved(session, found)
+
+
+@router.post("/v1/reviews/{item}/flag", summary="Ask a lead", responses=errors(404, 409, 503, *BODY))
+def flag(item: ItemId, flagged: Flag, session: SessionDep, caller: ReviewerDep) -> Flagged:
+    """The guideline does not say what is right: the item waits for a lead."""
+    return Flagged(review=review.flag(session, item, flagged.fence, caller.name, flagged.note).id or 0)
 
 
 @router.post(
@@ -158,3 +237,17 @@ def resolve(item: ItemId, answer: Resolve, session: SessionDep, caller: Reviewer
 def release(item: ItemId, held: Release, session: SessionDep, caller: ReviewerDep) -> None:
     """Unsettled, at once claimable by anyone. Who no longer holds it has nothing to hand back, and that is no error."""
     review.release(session, item, held.fence, caller.name)
+
+
+def resolved(session: Session, found: Review) -> Resolved:
+    """A review as it is told to who gave it."""
+    return Resolved(
+        item=found.item_id,
+        review=found.id or 0,
+        settled=session.get_one(Item, found.item_id).state == State.resolved,
+        reviewer=found.reviewer,
+        changed=found.changed if found.shown else None,
+        labels=found.labels,
+        note=found.note,
+        created_at=found.created_at,
+    )

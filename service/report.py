@@ -266,7 +266,10 @@ def _numbers(style: str) -> Callable[[Any], Markup]:
 
 
 # How pages write what comes from people and from measurement.
-FILTERS: dict[str, Callable[..., Any]] = {style: _numbers(style) for style in STYLES} | {"apart": _apart}
+FILTERS: dict[str, Callable[..., Any]] = {style: _numbers(style) for style in STYLES} | {
+    "apart": _apart,
+    "seen": lambda text: visible(str(text).replace("\r\n", "\n")),
+}
 
 
 def _stated(fields: Mapping[str, Any], name: str, style: str, note: str = "") -> Markup:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from service.web import quality
+from service.web import adjudicate, quality
 from service.web.pages import STATIC
 
-routers = (quality.router,)
+routers = (adjudicate.router, quality.router)
 
 __all__ = ["STATIC", "routers"]

@@ -58,8 +58,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class QualityPage:
-    """found: the document of `quality.document`, the only source of numbers. pictures: those that have something to show,
-    by name. batches: to choose from. since, until: as they were typed. json: address of the same document.
+    """found: the document of `quality.document`, the only source of numbers. pictures: those that have something to
+    show, by name. batches: to choose from. since, until: as they were typed. json: address of the same document.
     """
 
     found: dict[str, Any]

@@ -7,7 +7,7 @@ How far a batch agrees with a set is in `measure.py`; `agreement` is its door.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,15 +15,16 @@ from sqlalchemy import func, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
-from service.errors import Invalid, NotFound
+from service import ledger, stored
+from service.errors import Conflict, Invalid, NotFound, TooLarge
 from service.labels import from_row, plain
 from service.measure import agreement
-from service.models import GoldItem, fingerprint, now
+from service.models import GoldItem, Item, State, fingerprint, now
 from service.schema import RESERVED, Schema
 from service.sets import Gold
 from service.stored import Page, storable
 
-__all__ = ["agreement", "items", "labelled", "sets", "upload"]
+__all__ = ["agreement", "from_reviews", "items", "labelled", "sets", "upload"]
 
 CHUNK = 500
 EXPORTED = RESERVED | {"reviewer"}  # fields that an export adds to a record, and that mean nothing here
@@ -52,6 +53,41 @@ def upload(session: Session, name: str, schema: Schema, records: Iterable[Mappin
             counted["unchanged"] += earlier is not row
             fresh |= {ref: row} if earlier is row else {}
         _store(session, name, fresh, counted)
+    return counted
+
+
+def from_reviews(
+    session: Session, name: str, who: str, *, batch: str | None = None, items: Sequence[int] = (), most: int = 10_000
+) -> dict[str, int]:
+    """Add what stands of a batch's settled items, or of these, to the set `name`; counts as of `upload`.
+
+    A record's id is its item's; where another text has it, `batch:position`. The reviews say from then on that they
+    are gold, so that nobody takes them back. Raises Conflict for an item that is not settled; NotFound where there is
+    none; TooLarge for more than `most`.
+    """
+    query = select(Item).where(col(Item.batch_id) == batch if batch is not None else col(Item.id).in_(list(items)))
+    # A batch gives what it has: no gold set can hold an empty text.
+    settled = query if batch is None else query.where(col(Item.state) == State.resolved, col(Item.text) != "")
+    found = session.exec(settled.order_by(col(Item.id)).limit(most + 1).with_for_update()).all()
+    _check_settled(found, items, most)
+    reviews = stored.answers(session, [stored.key(item) for item in found])
+    schemas = stored.schemas(session, {item.batch_id for item in found})
+    taken = _texts(session, name, [item.ref for item in found])
+    records: dict[str, list[dict[str, Any]]] = {}
+    for item in found:
+        own = taken.setdefault(item.ref, item.text_sha256) == item.text_sha256
+        ref = item.ref if own else f"{item.batch_id}:{item.position}"
+        record = {"id": ref, "text": item.text, **reviews[stored.key(item)].labels}
+        records.setdefault(item.batch_id, []).append(record)
+        reviews[stored.key(item)].gold = name
+    counted = dict.fromkeys(("added", "replaced", "unchanged"), 0)
+    for one, rows in records.items():
+        for what, count in upload(session, name, schemas[one], rows).items():
+            counted[what] += count
+    ids = [stored.key(item) for item in found]
+    ledger.append(
+        session, who=who, action="gold.from_reviews", subject=f"gold:{name}", before=None, after=[ids, records]
+    )
     return counted
 
 
@@ -96,6 +132,27 @@ def labelled(session: Session, name: str, schema: Schema) -> list[Gold]:
         Gold(item.text, from_row(item.labels, item.text, schema, f"{item.ref}: "), item.ref)
         for item in session.exec(query)
     ]
+
+
+def _check_settled(found: Sequence[Item], wanted: Sequence[int], most: int) -> None:
+    if len(found) > most:
+        raise TooLarge(f"at most {most:,} texts at once; name the items of the rest", {"limit": most})
+    missing = sorted(set(wanted) - {stored.key(item) for item in found})
+    if missing or not found:
+        raise NotFound(f"no item {missing[0]}" if missing else "no settled item")
+    for item in found:
+        if item.state != State.resolved:
+            raise Conflict(f"item {item.id} is {item.state}, and not settled")
+
+
+def _texts(session: Session, name: str, refs: Sequence[str]) -> dict[str, str]:
+    """The hash of the text that has each of these ids in the set, by id."""
+    known: dict[str, str] = {}
+    for start in range(0, len(refs), CHUNK):
+        there = col(GoldItem.ref).in_(refs[start : start + CHUNK])
+        query = select(GoldItem.ref, GoldItem.text_sha256).where(col(GoldItem.gold) == name, there)
+        known |= dict(session.exec(query).all())
+    return known
 
 
 def _row(number: int, record: Mapping[str, Any], schema: Schema) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sqlmodel import select
 from service import db, review
 from service.labels import Choice, Labels, Mentions, Span
 from service.models import Annotation, Batch, Item, ItemDecision, Recipe, SchemaVersion, State, fingerprint
-from service.route import Code, Decision, Outcome, Reason, refuse
+from service.route import ONCE, Code, Decision, Outcome, Readings, Reason, refuse
 from service.schema import Schema
 from service.stored import key
 
@@ -43,6 +43,7 @@ class Play:
     labels: Labels | None
     decision: Decision = DOUBT
     ref: str | None = None
+    readings: Readings = ONCE
 
 
 def labels(
@@ -117,4 +118,6 @@ def _item(batch: str, position: int, play: Play) -> Item:
         attempt=1,
         fence=1,
         priority=review.priority(play.labels, play.decision),
+        readers=play.readings.readers,
+        hidden=play.readings.hidden,
     )

@@ -17,6 +17,7 @@ from tests.serving import CLIENT, REVIEWER, URL, finished, make_app, make_settin
 
 NOBODY, EITHER = frozenset({"none", "client", "reviewer"}), frozenset({"client", "reviewer"})
 CLIENTS, REVIEWERS = frozenset({"client"}), frozenset({"reviewer"})
+LEADS: frozenset[str] = frozenset()  # nobody who has a key of the settings
 
 # Who gets past the door. A route that is missing here fails the test below.
 MAY: dict[tuple[str, str], frozenset[str]] = {
@@ -57,6 +58,13 @@ MAY: dict[tuple[str, str], frozenset[str]] = {
     ("POST", "/v1/reviews/{item}/flag"): REVIEWERS,
     ("POST", "/v1/reviews/undo"): REVIEWERS,
     ("GET", "/v1/reviews/progress"): REVIEWERS,
+    ("GET", "/v1/reviews/{item}/similar"): REVIEWERS,
+    ("POST", "/v1/reviews/bulk"): REVIEWERS,
+    ("GET", "/v1/adjudications"): LEADS,
+    ("POST", "/v1/adjudications/{item}/claim"): LEADS,
+    ("POST", "/v1/adjudications/{item}/release"): LEADS,
+    ("POST", "/v1/adjudications/{item}/resolve"): LEADS,
+    ("POST", "/v1/gold/{name}/from-reviews"): LEADS,
 }
 HEADERS: dict[str, dict[str, str]] = {
     "none": {},

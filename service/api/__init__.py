@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.api import (
+    adjudications,
     annotate,
     audit,
     batches,
@@ -25,6 +26,7 @@ routers = (
     standards.router,
     reviews.router,
     quality.router,
+    adjudications.router,
     audit.router,
     export.router,
     health.router,

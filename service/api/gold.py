@@ -12,9 +12,11 @@ from service import batches, gold
 from service.api.bodies import Route, records
 from service.api.dependencies import (
     BODY,
+    MOST,
     After,
     BytesDep,
     ClientDep,
+    LeadDep,
     Limit,
     ReadDep,
     RunningDep,
@@ -56,6 +58,15 @@ class Uploaded(BaseModel):
     added: int
     replaced: int
     unchanged: int
+
+
+class FromReviews(BaseModel):
+    """Of a batch, all that is settled; or these items."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"items": [3, 4]}]})
+
+    batch: Annotated[Word, Field(min_length=1, max_length=32)] | None = None
+    items: Annotated[list[Annotated[int, Field(ge=1, le=MOST, strict=True)]], Field(min_length=1)] | None = None
 
 
 class GoldSet(BaseModel):
@@ -103,6 +114,18 @@ def upload(
     if len(found) > most:  # all are stored in one transaction, for which others wait
         raise TooLarge(f"body: at most {most:,} records in an upload; send the rest in another", {"limit": most})
     return Uploaded(**gold.upload(session, name, batches.find_schema(session, schema, version), found))
+
+
+@router.post("/v1/gold/{name}/from-reviews", summary="Make gold of reviews", responses=errors(404, 409, 503, *BODY))
+def from_reviews(
+    name: Name, wanted: FromReviews, session: SessionDep, service: RunningDep, caller: LeadDep
+) -> Uploaded:
+    """What people settled and stands, as records of the set. Such answers are not taken back any more."""
+    if (wanted.batch is None) == (wanted.items is None):
+        raise Invalid("body: expected either batch or items")
+    most = service.settings.max_texts
+    found = gold.from_reviews(session, name, caller.name, batch=wanted.batch, items=wanted.items or (), most=most)
+    return Uploaded(**found)
 
 
 @router.get("/v1/gold", summary="List gold sets", responses=errors(503))

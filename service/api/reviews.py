@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
-from service import review, undo, workload
+from service import bulk, review, similar, undo, workload
 from service.api.bodies import Route
 from service.api.dependencies import (
     BODY,
@@ -24,10 +24,12 @@ from service.api.dependencies import (
     errors,
 )
 from service.auth import Role
+from service.bulk import Settled
 from service.errors import Invalid
 from service.models import Item, Review, State
 from service.review import MAX_NOTE, Cost, Entry, ReviewTask
 from service.route import Code
+from service.similar import Alike
 from service.undo import Undone
 from service.workload import Workload
 
@@ -105,6 +107,20 @@ class Undo(BaseModel):
     bulk: ShortWord | None = Field(None, description="`bulk` of the act")
 
 
+class Bulk(BaseModel):
+    """All as proposed, or with other labels for some choices."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"items": [3, 4], "relabel": {"sentiment": "negative"}, "note": ""}]},
+    )
+
+    items: Annotated[list[Annotated[int, Field(ge=1, le=MOST, strict=True)]], Field(min_length=1, max_length=500)]
+    accept: bool = Field(False, strict=True, description="take each proposal as it stands")
+    relabel: dict[ShortWord, ShortWord] | None = Field(None, min_length=1, description="by choice task: the label")
+    note: Word = Field("", max_length=MAX_NOTE)
+
+
 class Release(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"fence": 3}]})
 
@@ -135,10 +151,17 @@ class EntryPage(BaseModel):
     responses=errors(503, *BODY) | {204: {"description": "Nothing waits"}},
 )
 def take(
-    session: SessionDep, service: RunningDep, caller: ReviewerDep, wanted: NextReview | None = None
+    session: SessionDep,
+    reading: ReadDep,
+    service: RunningDep,
+    caller: ReviewerDep,
+    wanted: NextReview | None = None,
 ) -> ReviewTask | None:
     """The next doubtful item, held for the reviewer until `lease_until`. Asking again gives the same item."""
     wanted = wanted or NextReview()
+    first: list[int] = []
+    if wanted.order == "informative":  # texts are compared before anything is locked
+        first = similar.informative(reading, caller.name, wanted.batch, wanted.reason, wanted.task)
     found = review.next_item(
         session,
         caller.name,
@@ -147,6 +170,7 @@ def take(
         reason=wanted.reason,
         task=wanted.task,
         order="uncertain" if wanted.order == "informative" else wanted.order,
+        first=first,
     )
     return found or Response(status_code=204)  # type: ignore[return-value]
 
@@ -201,6 +225,20 @@ def take_back(wanted: Undo, session: SessionDep, service: RunningDep, caller: Re
     if wanted.bulk is not None and wanted.review is None:
         return undo.many(session, wanted.bulk, caller.name)
     raise Invalid("body: expected either review or bulk")
+
+
+@router.post("/v1/reviews/bulk", summary="Settle many items", responses=errors(503, *BODY))
+def settle_many(wanted: Bulk, session: SessionDep, caller: ReviewerDep) -> Settled:
+    """In one act, each as it was proposed or with another label. What others hold is refused, item by item."""
+    if wanted.accept == (wanted.relabel is not None):
+        raise Invalid("body: expected either accept or relabel")
+    return bulk.settle(session, wanted.items, caller.name, wanted.relabel, wanted.note)
+
+
+@router.get("/v1/reviews/{item}/similar", summary="Items like the one in hand", responses=errors(404, 409, 422, 503))
+def alike(item: ItemId, session: ReadDep, caller: ReviewerDep, limit: Limit = 100) -> Alike:
+    """Free items with the same choices proposed for the same reasons, the most similar text first."""
+    return similar.alike(session, item, caller.name, limit)
 
 
 @router.post("/v1/reviews/{item}/renew", summary="Keep an item", responses=errors(404, 409, 503, *BODY))

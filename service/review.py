@@ -259,12 +259,16 @@ def flag(session: Session, item_id: int, fence: int, reviewer: str, note: str) -
     return review
 
 
-def release(session: Session, item_id: int, fence: int, reviewer: str) -> None:
+def release(session: Session, item_id: int, fence: int, reviewer: str, lease_until: datetime | None = None) -> None:
     """Hand an item back unsettled, at once claimable by anyone. Raises NotFound.
 
     Who no longer holds it, under this very fence, has nothing to hand back: that changes nothing, and is no error.
+    lease_until: the lease as the reviewer's page knows it. Where it was renewed since, another page of theirs (the same
+    one, loaded again) has the item now and keeps it.
     """
     item = locked(session, item_id)
+    if lease_until is not None and item.lease_until != lease_until:
+        return
     held = item.fence == fence and item.lease_owner == reviewer and item.lease_until is not None
     if item.state in WAITING and held:
         item.lease_until = None  # the owner stays, so that the item comes to this reviewer last

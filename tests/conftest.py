@@ -12,7 +12,7 @@ from service.engine import Engine, open_engine
 from service.engine.tokenizer import Tokenizer
 from service.settings import Settings
 
-pytest_plugins = ["tests.databases", "tests.serving"]
+pytest_plugins = ["tests.databases", "tests.serving", "tests.browser"]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
 from service import bulk, review, similar, undo, workload
@@ -125,6 +125,9 @@ class Release(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"fence": 3}]})
 
     fence: Fence
+    lease_until: AwareDatetime | None = Field(
+        None, description="as you were last told it: an item that another page of yours has renewed since is kept"
+    )
 
 
 class Resolved(BaseModel):
@@ -274,7 +277,7 @@ def flag(item: ItemId, flagged: Flag, session: SessionDep, caller: ReviewerDep) 
 )
 def release(item: ItemId, held: Release, session: SessionDep, caller: ReviewerDep) -> None:
     """Unsettled, at once claimable by anyone. Who no longer holds it has nothing to hand back, and that is no error."""
-    review.release(session, item, held.fence, caller.name)
+    review.release(session, item, held.fence, caller.name, held.lease_until)
 
 
 def resolved(session: Session, found: Review) -> Resolved:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from service.web import adjudicate, quality
+from service.web import adjudicate, quality, review
 from service.web.pages import STATIC
 
-routers = (adjudicate.router, quality.router)
+routers = (adjudicate.router, quality.router, review.router)
 
 __all__ = ["STATIC", "routers"]

@@ -75,7 +75,10 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A mention of one answer, its label as people read it. differs: how the other answer has it, in words; empty where it is the same there."""
+    """A mention of one answer, its label as people read it.
+
+    differs: how the other answer has it, in words; empty where it is the same there.
+    """
 
     text: str
     label: str
@@ -117,8 +120,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ItemPage:
-    """One item, without names. questions: notes of those who flagged it. tasks: those to be decided first. data: for the
-    script. next: where the next item that waits is.
+    """One item, without names.
+
+    questions: notes of those who flagged it. tasks: those to be decided first. data: for the script. next: where the
+    next item that waits is.
     """
 
     item: int

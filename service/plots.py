@@ -42,7 +42,18 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
 }
 BLUE, ORANGE, GREY = "#1b5e9e", "#a8480a", "#69727f"
+COLOURS = (
+    "#1b5e9e",
+    "#d98032",
+    "#4f9a6c",
+    "#8d62b3",
+    "#c9a227",
+    "#7fb2d9",
+    "#a9aeb6",
+)  # told apart without red and green
 LONGEST = 42  # columns that a name has beside a plot; it stands in full in the table
+NARROW = 22  # the same, beside bars
+MOST_ROWS = 30  # of one plot, so that it fits a page
 
 _one_at_a_time = Lock()  # the library's settings are of the whole process
 
@@ -54,6 +65,26 @@ class Row:
     name: str
     found: Estimated
     plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """found: shape (weeks,), numbers or estimates, None for none. most: the upper end of the axis; None: as needed."""
+
+    title: str
+    axis: str
+    found: Sequence[Estimated | float | None]
+    most: float | None = None
+    colour: str = BLUE
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """shares: for each name, shape (weeks,), in [0, 1], adding up to 1 in each week."""
+
+    title: str
+    weeks: Sequence[str]
+    shares: Mapping[str, Sequence[float]]
 
 
 def reliability(before: Mapping[str, Any], after: Mapping[str, Any], key: str, alt: str) -> Markup:
@@ -147,6 +178,84 @@ def intervals(
         axes.set_xlim(scale * (reach[0] - room), scale * (reach[1] + room))
         axes.set_xlabel(axis)
         return _svg(figure, key, alt, names)
+
+
+def over_weeks(weeks: Sequence[str], panels: Sequence[Panel], key: str, alt: str) -> Markup:
+    """What each panel shows, week by week, one panel below the other; where a week has nothing the line is broken."""
+    with _drawing() as figure:
+        figure.set_size_inches(6.8, 0.7 + 1.45 * len(panels))
+        rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+        for (axes,), panel in zip(rows, panels, strict=True):
+            nothing = float("nan")
+            middle = [nothing if found is None else _middle(found) for found in panel.found]
+            axes.plot(range(len(weeks)), middle, color=panel.colour, linewidth=1.6, marker="o", markersize=4)
+            for end in (at for at, found in enumerate(panel.found) if isinstance(found, Mapping)):
+                _interval(axes, end, panel.found[end], panel.colour, "o")  # type: ignore[arg-type]
+            axes.set_title(panel.title)
+            axes.set_ylabel(panel.axis)
+            axes.set_ylim(0, panel.most)
+            axes.grid(axis="y", color="#dfe3e8", linewidth=0.7)
+        _weeks_below(rows[-1][0], weeks)
+        return _svg(figure, key, alt, {})
+
+
+def stacks(rows: Sequence[Stack], key: str, alt: str) -> Markup:
+    """Shares of labels by week as stacked bars, a row of plots each, the labels named beside it, the first at the foot.
+
+    At most as many labels as there are COLOURS.
+    """
+    with _drawing() as figure:
+        figure.set_size_inches(6.8, 0.5 + 1.9 * len(rows))
+        names = {}
+        grid = figure.subplots(len(rows), 1, squeeze=False)
+        for number, ((axes,), row) in enumerate(zip(grid, rows, strict=True)):
+            below = [0.0] * len(row.weeks)
+            for place, (name, shares) in enumerate(row.shares.items()):
+                shown = shortened(name, NARROW)
+                sign = _placeholder(100 * number + place, shown)
+                names[sign] = shown
+                axes.bar(range(len(row.weeks)), shares, bottom=below, color=COLOURS[place], width=0.86, label=sign)
+                below = [under + share for under, share in zip(below, shares, strict=True)]
+            title = _placeholder(100 * number + 99, row.title)
+            names[title] = row.title
+            axes.set_title(title)
+            axes.set_ylim(0, 1)
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), reverse=True)
+            _weeks_below(axes, row.weeks)
+        return _svg(figure, key, alt, names)
+
+
+def running(path: Sequence[Mapping[str, Any]], promised: float | None, key: str, alt: str) -> Markup:
+    """The error so far against the items it rests on. path: {audited, value, low, high}; promised: drawn as a line."""
+    with _drawing() as figure:
+        figure.set_size_inches(6.8, 2.9)
+        axes = figure.subplots()
+        low, value, high = ([one[end] for one in path] for end in ("low", "value", "high"))
+        x = [one["audited"] for one in path]
+        axes.fill_between(
+            x, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval, at all moments at once"
+        )
+        axes.plot(x, value, color=BLUE, linewidth=1.6, label="share wrong so far")
+        if promised is not None:
+            axes.axhline(promised, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)), label="promised")
+        settled = [one["high"] for one in path if one["audited"] >= x[-1] / 10]
+        axes.set_ylim(0, min(1.0, 1.1 * max(0.02, promised or 0, *settled)))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("audited items")
+        axes.set_ylabel("share wrong")
+        axes.legend(frameon=False, loc="upper right")
+        return _svg(figure, key, alt, {})
+
+
+def image(figure: Markup) -> str:
+    """A plot as a file of its own, for what asks for pictures by their address."""
+    return str(figure).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
+def _weeks_below(axes: Axes, weeks: Sequence[str]) -> None:
+    step = max(1, -(-len(weeks) // 10))
+    axes.set_xticks(range(0, len(weeks), step), [week.replace("-", "\n") for week in weeks[::step]])
+    axes.set_xlim(-0.6, len(weeks) - 0.4)
 
 
 def _middle(found: Estimated | float) -> float:

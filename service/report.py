@@ -164,7 +164,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {style: _numbers(style) for style in STYLES} | {"apart": _apart, "flat": _flat}
+    environment.filters |= FILTERS | {"flat": _flat}
     environment.globals |= {
         "stated": _stated,
         "why": _why,
@@ -263,6 +263,13 @@ def _numbers(style: str) -> Callable[[Any], Markup]:
         return Markup('<span class="figure">{} <span class="interval">({} to {})</span></span>').format(*ends)
 
     return shown
+
+
+# How pages write what comes from people and from measurement.
+FILTERS: dict[str, Callable[..., Any]] = {style: _numbers(style) for style in STYLES} | {
+    "apart": _apart,
+    "seen": lambda text: visible(str(text).replace("\r\n", "\n")),
+}
 
 
 def _stated(fields: Mapping[str, Any], name: str, style: str, note: str = "") -> Markup:

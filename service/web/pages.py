@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from service.auth import Caller, Role
+from service.report import FILTERS
 
 HERE = Path(__file__).parent
 # Pages run no script and load nothing but what this service serves. Data in a page is JSON in a script element of a
@@ -29,6 +30,7 @@ _templates = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_templates.filters |= FILTERS
 
 
 @dataclass(frozen=True, slots=True)

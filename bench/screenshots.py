@@ -1,16 +1,15 @@
 """The README's pictures of the pages, from real data: python bench/screenshots.py [folder]
 
 The embedded engine labels the shipped gold texts in a database of its own; three readers, who answer as the gold does
-but for a seeded share of slips, settle most of what waits, and the pages are then opened as a lead sees them. Takes some
-minutes, most of them the engine's. Writes desk-light.png, desk-dark.png, desk-phone.png, desk-keys.png, desk-similar.png,
-adjudicate.png and quality.png to docs/, or to the folder that is named.
+but for a seeded share of slips, settle most of what waits; then the pages are opened as a lead sees them. Takes some
+minutes, most of them the engine's. Writes desk-light.png, desk-dark.png, desk-phone.png, desk-keys.png,
+desk-similar.png, adjudicate.png and quality.png to docs/, or to the folder that is named.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import Engine
 
@@ -68,7 +68,7 @@ def label(client: httpx.Client, records: list[dict[str, Any]]) -> None:
 
 def settle(database: Engine, gold: dict[str, dict[str, Any]]) -> None:
     """As readers at the desk, in turn: each answers with gold, slips, or flags."""
-    draw = random.Random(5)
+    draw = np.random.default_rng(5)
     idle = 0
     while idle < len(READERS):
         for reader in READERS:
@@ -89,9 +89,9 @@ def settle(database: Engine, gold: dict[str, dict[str, Any]]) -> None:
                     continue
                 said = {name: gold[task.ref][name] for name in ("sentiment", "intent", "entities")}
                 if draw.random() < SLIPS:
-                    said["sentiment"] = draw.choice(("negative", "neutral", "positive"))
+                    said["sentiment"] = str(draw.choice(["negative", "neutral", "positive"]))
                     said["entities"] = said["entities"][1:]
-                cost = Cost(round(draw.lognormvariate(1.6 if task.shown else 2.2, 0.5), 1), draw.randint(1, 4))
+                cost = Cost(round(float(draw.lognormal(1.6 if task.shown else 2.2, 0.5)), 1), int(draw.integers(1, 5)))
                 review.resolve(session, task.item, task.fence, reader, said, cost=cost)
 
 

@@ -113,7 +113,8 @@ class Desk:
                 }
                 const boxes = [...range.getClientRects()].filter(b => b.width > 0);
                 const [first, last] = [boxes[0], boxes.at(-1)];
-                return {x: first.left, y: first.top + first.height / 2, right: last.right, bottom: last.top + last.height / 2};
+                const middle = box => box.top + box.height / 2;
+                return {x: first.left, y: middle(first), right: last.right, bottom: middle(last)};
             }""",
             [start, end],
         )

@@ -20,28 +20,45 @@ from tests.stage import Play, labels, stage
 
 RUN = "window.hacked=1;alert(1)"
 MARKUP = (
-    "<script>{run}</script>", "<ScRiPt\n>{run}</sCrIpT >", "</script><script>{run}</script>", "<script src=//evil.example/x.js>",
-    "<img src=x onerror={run}>", "<img/src=`x`onerror={run}//", "<svg onload={run}>", "<svg><script>{run}</script></svg>",
+    "<script>{run}</script>", "<ScRiPt\n>{run}</sCrIpT >", "</script><script>{run}</script>",
+    "<script src=//evil.example/x.js>",
+    "<img src=x onerror={run}>", "<img/src=`x`onerror={run}//", "<svg onload={run}>",
+    "<svg><script>{run}</script></svg>",
     "<svg><animate onbegin={run} attributeName=x dur=1s>", "<math><mtext><style><img src=x onerror={run}></style>",
-    "<body onload={run}>", "<details open ontoggle={run}>", "<input autofocus onfocus={run}>", "<video><source onerror={run}>",
-    "<marquee onstart={run}>", "<iframe srcdoc='<script>{run}</script>'>", "<iframe src=javascript:{run}>", "<object data=//evil.example>",
-    "<embed src=//evil.example>", "<link rel=stylesheet href=//evil.example/x.css>", "<style>@import '//evil.example'</style>",
-    "<base href=//evil.example/>", "<meta http-equiv=refresh content='0;url=//evil.example'>", "<form action=//evil.example><button>",
-    "<a href=javascript:{run}>click</a>", "<a href='java\tscript:{run}'>click</a>", "<p style=background:url(//evil.example)>",
-    "javascript:{run}", "data:text/html,<script>{run}</script>", "vbscript:{run}", "//evil.example/x", "https://evil.example/?q=1",
-    "<!--", "-->", "<![CDATA[", "]]>", "</title>", "</textarea>", "</style>", "</template><img src=x onerror={run}>", "<plaintext>",
-    "&lt;script&gt;", "&#60;script&#62;{run}", "&amp;", "\\u003cscript\\u003e", "%3Cscript%3E", "<template><script>{run}</script></template>",
+    "<body onload={run}>", "<details open ontoggle={run}>", "<input autofocus onfocus={run}>",
+    "<video><source onerror={run}>",
+    "<marquee onstart={run}>", "<iframe srcdoc='<script>{run}</script>'>", "<iframe src=javascript:{run}>",
+    "<object data=//evil.example>",
+    "<embed src=//evil.example>", "<link rel=stylesheet href=//evil.example/x.css>",
+    "<style>@import '//evil.example'</style>",
+    "<base href=//evil.example/>", "<meta http-equiv=refresh content='0;url=//evil.example'>",
+    "<form action=//evil.example><button>",
+    "<a href=javascript:{run}>click</a>", "<a href='java\tscript:{run}'>click</a>",
+    "<p style=background:url(//evil.example)>",
+    "javascript:{run}", "data:text/html,<script>{run}</script>", "vbscript:{run}", "//evil.example/x",
+    "https://evil.example/?q=1",
+    "<!--", "-->", "<![CDATA[", "]]>", "</title>", "</textarea>", "</style>",
+    "</template><img src=x onerror={run}>", "<plaintext>",
+    "&lt;script&gt;", "&#60;script&#62;{run}", "&amp;", "\\u003cscript\\u003e", "%3Cscript%3E",
+    "<template><script>{run}</script></template>",
 )  # fmt: skip
 QUOTING = (
-    "\"onmouseover={run} x=\"", "'onmouseover={run} x='", "`${{{run}}}`", "${{{run}}}", "{{{{7*7}}}}", "{{% raw %}}", "{{{{ config }}}}",
-    "<%= 7*7 %>", "#{{7*7}}", "[[constructor]]", "__proto__", "constructor", "toString", "\");{run};(\"", "'-{run}-'", "\\", "\\\\", "\\n", "\\0",
-    "'; DROP TABLE item; --", "%s%n", "../../etc/passwd", "null", "undefined", "NaN", "[object Object]", "0", "-1", "true", "", " ", "  two  ",
+    "\"onmouseover={run} x=\"", "'onmouseover={run} x='", "`${{{run}}}`", "${{{run}}}", "{{{{7*7}}}}",
+    "{{% raw %}}", "{{{{ config }}}}",
+    "<%= 7*7 %>", "#{{7*7}}", "[[constructor]]", "__proto__", "constructor", "toString", "\");{run};(\"",
+    "'-{run}-'", "\\", "\\\\", "\\n", "\\0",
+    "'; DROP TABLE item; --", "%s%n", "../../etc/passwd", "null", "undefined", "NaN", "[object Object]", "0", "-1",
+    "true", "", " ", "  two  ",
 )  # fmt: skip
 UNICODE = (
-    "\u202egnp.exe", "\u202a\u202b\u202c\u202d", "\u2066\u2067\u2068\u2069", "\u200e\u200f\u061c", "\u2028", "\u2029", "\ufeff", "\u200b\u200c\u200d\u2060",
-    "\u0301", "a" + "\u0301" * 60, "\u0e33\u0e33", "\U0001f44d\U0001f3fd", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9", "\ufe0f",
-    "\ufff9\ufffa\ufffb", "\ufffd", "\ufffe", "\uffff", "\U0010ffff", "\ue000", "\u0085", "\x01\x02\x03", "\x1b[31mred", "\x7f", "\x0b\x0c", "\r", "\r\n", "\n\n\n",
-    "\t\t", "ﷺ", "ﷺ" * 20, "שלום abc עולם", "العربية ١٢٣ abc", "𝕳𝖊𝖑𝖑𝖔", "İıſK", "ß\u1e9e", "漢字かなカナ", "한글", "ไทยไทย", "\U000e0041\U000e0042", "\u034f",
+    "\u202egnp.exe", "\u202a\u202b\u202c\u202d", "\u2066\u2067\u2068\u2069", "\u200e\u200f\u061c", "\u2028",
+    "\u2029", "\ufeff", "\u200b\u200c\u200d\u2060",
+    "\u0301", "a" + "\u0301" * 60, "\u0e33\u0e33", "\U0001f44d\U0001f3fd",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9", "\ufe0f",
+    "\ufff9\ufffa\ufffb", "\ufffd", "\ufffe", "\uffff", "\U0010ffff", "\ue000", "\u0085", "\x01\x02\x03",
+    "\x1b[31mred", "\x7f", "\x0b\x0c", "\r", "\r\n", "\n\n\n",
+    "\t\t", "ﷺ", "ﷺ" * 20, "שלום abc עולם", "العربية ١٢٣ abc", "𝕳𝖊𝖑𝖑𝖔", "İıſK", "ß\u1e9e", "漢字かなカナ", "한글",
+    "ไทยไทย", "\U000e0041\U000e0042", "\u034f",
     "\uff1cscript\uff1e", "\u02b9\u02ba", "\u0130" * 5, "x" * 10_000, "\u0915\u094d\u200d\u0937",
 )  # fmt: skip
 
@@ -120,7 +137,8 @@ def test_each_string_is_shown_as_it_is_as_text_label_and_definition(desk: Desk) 
             const wrong = [], shown = [];
             for (const text of texts.filter(text => text)) {
                 const label = {name: 'x', display: text, definition: text};
-                const tasks = [{name: 'mood', kind: 'choice', instruction: text, labels: [label, {name: 'y', display: 'y'}]},
+                const labels = [label, {name: 'y', display: 'y'}];
+                const tasks = [{name: 'mood', kind: 'choice', instruction: text, labels},
                                {name: 'things', kind: 'spans', instruction: text, labels: [label]}];
                 const spans = new Text(text).words.slice(0, 1).map(([start, end]) => ({start, end, label: 'x'}));
                 const said = [];
@@ -182,7 +200,7 @@ def test_a_page_full_of_them_runs_nothing_and_changes_nothing(desk: Desk, shop: 
     desk.page.locator("#flag-note").fill(STRINGS[0])
     desk.settle("Control+Enter")
     desk.press("x")
-    desk.page.wait_for_selector("#bulk-dialog[open]")
+    desk.page.wait_for_selector("#bulk-dialog[open]", timeout=60_000)
     desk.press("Escape")
     unharmed(desk)
     notes = [one.note for one in shop.reviews() if one.item_id in items]
@@ -217,7 +235,7 @@ def test_axe_finds_nothing_serious(browser: Browser, shop: Shop, scheme: Any) ->
         check(bob)
         for key, dialog in (("?", "keys"), ("g", "guideline"), ("f", "flag"), ("x", "bulk")):
             bob.press(key)
-            bob.page.wait_for_selector(f"#{dialog}-dialog[open]")
+            bob.page.wait_for_selector(f"#{dialog}-dialog[open]", timeout=60_000)
             check(bob)
             bob.press("Escape")
             bob.page.wait_for_selector(f"#{dialog}-dialog:not([open])", state="attached")

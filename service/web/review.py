@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
-from service import batches, review
-from service.api.dependencies import ReviewerDep, RunningDep, SessionDep, Word
-from service.review import Order, ReviewTask
+from service import batches
+from service.api.dependencies import ReadDep, ReviewerDep, RunningDep, SessionDep
+from service.api.reviews import NextReview, take
+from service.review import ReviewTask
 from service.route import Code
 from service.web.pages import render
 
 router = APIRouter(include_in_schema=False)
 
-Filter = Annotated[Word | None, Query(min_length=1, max_length=100)]
 _TASK = TypeAdapter(ReviewTask)
 
 
@@ -36,23 +36,15 @@ class DeskPage:
 def desk(
     request: Request,
     session: SessionDep,
+    reading: ReadDep,
     service: RunningDep,
     caller: ReviewerDep,
-    batch: Filter = None,
-    reason: Code | None = None,
-    task: Filter = None,
-    order: Order = "uncertain",
+    wanted: Annotated[NextReview, Query()],
 ) -> Response:
     """The desk with the reviewer's next item, claimed as by POST /v1/reviews/next: opening it again gives the same."""
-    lease = service.settings.review_lease_seconds
-    found = review.next_item(
-        session, caller.name, lease_seconds=lease, batch=batch, reason=reason, task=task, order=order
-    )
-    schema = batches.find_schema(session, found.schema, found.version).model_dump(mode="json") if found else None
-    asked = {"batch": batch, "reason": reason, "task": task, "order": order if order != "uncertain" else None}
-    data = {
-        "task": _TASK.dump_python(found, mode="json") if found else None,
-        "schema": schema,
-        "filters": {name: value for name, value in asked.items() if value is not None},
-    }
+    found = take(session, reading, service, caller, wanted)
+    task = found if isinstance(found, ReviewTask) else None
+    schema = batches.find_schema(session, task.schema, task.version).model_dump(mode="json") if task else None
+    filters = wanted.model_dump(mode="json", exclude_defaults=True)
+    data = {"task": _TASK.dump_python(task, mode="json") if task else None, "schema": schema, "filters": filters}
     return render(request, "review.html", DeskPage(data))

@@ -254,8 +254,10 @@ async function takeBack(entry) {
 }
 
 async function showSimilar() {
+  say("Looking for similar items …");
   const reply = await persistently("GET", `/v1/reviews/${task.item}/similar?limit=100`);
   if (!reply.ok) return say(message(reply), true);
+  say("");
   const { why, items } = reply.body;
   const same = Object.entries(why.labels).map(([name, label]) => `${asWords(name)} ${labelShown(name, label)}`);
   const codes = why.reasons.map((code) => asWords(code));
@@ -346,7 +348,7 @@ async function show(next) {
   renewLater();
   Object.assign(work, { actions: 0, active: 0, last: performance.now() });
   const doubted = task.reasons.map((reason) => reason.task).find((name) => kind(name) === "choice");
-  editor.focus(editor.missing()[0] ?? doubted);
+  editor.focus(editor.missing()[0] ?? doubted, true);
   move(`Next item. ${[...at("reasons").children].map((one) => one.textContent).join(" ")} ${task.text.slice(0, 300)}`);
   refreshProgress();
 }

@@ -20,7 +20,7 @@ export function mountEditor(root, given) {
   return {
     labels: () => editor.labels(),
     set: (labels) => editor.set(labels),
-    focus: (task) => editor.focus(task),
+    focus: (task, isStill) => editor.focus(task, isStill),
     destroy: () => editor.destroy(),
     key: (event) => editor.key(event),
     missing: () => editor.missing(),
@@ -70,10 +70,11 @@ class Editor {
     return this.choiceTasks.map((task) => task.name).filter((name) => !(name in this.choices));
   }
 
-  focus(task = this.current) {
+  /** Go to a task, or to the text where there is none. isStill: the page does not move. */
+  focus(task = this.current, isStill = false) {
     const field = this.fields.get(task);
     const place = field ? field.querySelector("input:checked") ?? field.querySelector("input") : this.pane;
-    place.focus();
+    place.focus({ preventScroll: isStill });
   }
 
   destroy() {

@@ -62,6 +62,7 @@ MAY: dict[tuple[str, str], frozenset[str]] = {
     ("GET", "/v1/reviews/progress"): REVIEWERS,
     ("GET", "/v1/reviews/{item}/similar"): REVIEWERS,
     ("POST", "/v1/reviews/bulk"): REVIEWERS,
+    ("GET", "/v1/quality"): LEADS,
     ("GET", "/v1/adjudications"): LEADS,
     ("POST", "/v1/adjudications/{item}/claim"): LEADS,
     ("POST", "/v1/adjudications/{item}/release"): LEADS,

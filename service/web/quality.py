@@ -35,7 +35,7 @@ def _blank(value: Any) -> Any:
     return None if value == "" else value
 
 
-Asked = Annotated[Word | None, BeforeValidator(_blank), Query(max_length=32)]
+Asked = Annotated[Word | None, BeforeValidator(_blank), Query()]
 Day = Annotated[datetime | date | None, BeforeValidator(_blank), Query()]
 
 

@@ -86,7 +86,7 @@ def suspects(session: Session, scope: Scope) -> dict[str, Any]:
             for task in kinds.get(schema, {}):
                 if item in said and (case := _case(task, labels, said[item])):
                     given[schema, task].append((item, *case))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"schema": schema, "task": task, "item": cases[one.index][0]} | asdict(one)
         for (schema, task), cases in given.items()
         for one in confident([label for _, label, _ in cases], [stated for *_, stated in cases])
@@ -103,14 +103,13 @@ def _read_twice(session: Session, scope: Scope) -> tuple[int, list[_Read]]:
     several = twice.having(func.count(func.distinct(col(Review.reviewer))) > 1).subquery()
     total = session.exec(select(func.count()).select_from(several)).one()
     query = select(several.c.item).order_by(several.c.newest.desc()).limit(SAMPLE)
+    columns: Any = (Review.item_id, Review.reviewer, Review.kind, Review.labels, Review.stands, SchemaVersion.name)
     found: list[_Read] = []
     for chunk in _chunks(session.exec(query).all()):
         readers: dict[int, dict[str, Any]] = defaultdict(dict)
         stands: dict[int, Any] = {}
         names: dict[int, str] = {}
-        rows = select(
-            Review.item_id, Review.reviewer, Review.kind, Review.labels, Review.stands, SchemaVersion.name
-        ).select_from(Review)
+        rows = select(*columns).select_from(Review)
         rows = rows.join(Item, col(Item.id) == col(Review.item_id)).join(Batch, col(Batch.id) == col(Item.batch_id))
         rows = rows.join(SchemaVersion, col(SchemaVersion.id) == col(Batch.schema_id))
         for item, reviewer, kind, labels, standing, schema in session.exec(

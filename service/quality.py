@@ -157,21 +157,17 @@ def weeks(session: Session, scope: Scope) -> list[dict[str, Any]]:
         col(Review.reviewer),
     ).subquery()
     alone = count_if(single.c.alone)
-    query = select(
-        single.c.week,
-        func.count(),
-        func.count(func.distinct(single.c.reviewer)),
-        alone,
-        count_if(single.c.alone & single.c.changed),
-    )
+    changed = count_if(single.c.alone & single.c.changed)
+    columns: Any = (single.c.week, func.count(), func.count(func.distinct(single.c.reviewer)), alone, changed)
+    query = select(*columns)
     newest = session.exec(query.group_by(single.c.week).order_by(single.c.week.desc()).limit(WEEKS)).all()
     timed = answered(scope, by.label("name"), col(Review.seconds).label("value")).where(one_by_one()).subquery()
     seconds = medians(session, timed)
     doubles = _doubles(session, scope)
     found = []
-    for monday, answers, reviewers, read, changed in reversed(newest):
+    for monday, answers, reviewers, read, differing in reversed(newest):
         twice, agreed = doubles.get(monday, (0, 0))
-        shares = {"changed": proportion(changed, read), "agreed": proportion(agreed, twice)}
+        shares = {"changed": proportion(differing, read), "agreed": proportion(agreed, twice)}
         found.append(
             {"week": iso_week(monday), "from": monday, "answers": answers, "reviewers": reviewers}
             | {name: asdict(share) if share else None for name, share in shares.items()}

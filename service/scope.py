@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Subquery, case, func, literal_column
 from sqlmodel import Session, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from service.models import COUNTS, Batch, Item, ItemDecision, Kind, Review, SchemaVersion
 from service.schema import Schema
@@ -32,7 +31,7 @@ class Scope:
         return conditions + ([moment < self.until] if self.until else [])
 
 
-def answered(scope: Scope, *columns: Any) -> SelectOfScalar[Any]:
+def answered(scope: Scope, *columns: Any) -> Any:
     """Columns of the answers that count, of Review, Item and ItemDecision; nothing taken back, no flags, no lead's
     decisions."""
     return (

@@ -273,8 +273,9 @@ def _waiting(row: Dispute) -> Waiting:
 
 
 def _settled(session: Session) -> list[Settled]:
+    columns: Any = (Item.id, Item.ref, Review.reviewer, Review.note, Review.created_at, Review.gold)
     query = (
-        select(Item.id, Item.ref, Review.reviewer, Review.note, Review.created_at, Review.gold)
+        select(*columns)
         .join(Review, col(Review.item_id) == col(Item.id))
         .where(STANDS, col(Review.kind) == Kind.adjudication)
         .order_by(col(Review.id).desc())

@@ -86,12 +86,9 @@ def page(
         for name, drawn in PLOTS.items()
         if drawn.there(found)
     }
-    typed = [value.isoformat()[:10] if value else "" for value in (since, until)]
-    return render(
-        request,
-        "quality.html",
-        QualityPage(found, pictures, _batches(session, batch), *typed, f"/v1/quality?{query}"),
-    )
+    typed, last = (value.isoformat()[:10] if value else "" for value in (since, until))
+    made = QualityPage(found, pictures, _batches(session, batch), typed, last, f"/v1/quality?{query}")
+    return render(request, "quality.html", made)
 
 
 @router.get("/quality/plots/{name}.svg")

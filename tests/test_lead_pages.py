@@ -98,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture
-def lead(browser: Browser, place: Place) -> Iterator[Desk]:  # noqa: F811
+def lead(browser: Browser, place: Place) -> Iterator[Desk]:
     context = browser.new_context(base_url=place.url)
     context.set_default_timeout(15_000)
     desk = Desk(context.new_page())
@@ -230,7 +230,7 @@ def test_hostile_strings_are_shown_and_do_nothing(lead: Desk, place: Place) -> N
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, place: Place, scheme: Any) -> None:  # noqa: F811
+def test_axe_finds_nothing_serious(browser: Browser, place: Place, scheme: Any) -> None:
     item = place.dispute(TEXT, ONE, OTHER)
     context = browser.new_context(base_url=place.url, color_scheme=scheme)
     desk = Desk(context.new_page())
@@ -245,7 +245,7 @@ def test_axe_finds_nothing_serious(browser: Browser, place: Place, scheme: Any) 
     context.close()
 
 
-def test_the_pages_can_be_read_without_scripts(browser: Browser, place: Place) -> None:  # noqa: F811
+def test_the_pages_can_be_read_without_scripts(browser: Browser, place: Place) -> None:
     item = place.dispute(TEXT, ONE, OTHER)
     context = browser.new_context(base_url=place.url, java_script_enabled=False)
     page = context.new_page()

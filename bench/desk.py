@@ -31,7 +31,7 @@ from tests.serving import make_app
 
 RECIPE = "b" * 64
 SCHEMA = Schema.model_validate(
-    {"name": "mood", "tasks": [{"name": "mood", "kind": "choice", "labels": ["good", "fair", "bad"]}]}
+    {"name": "parcels", "tasks": [{"name": "mood", "kind": "choice", "labels": ["good", "fair", "bad"]}]}
 )
 READ = 10_000  # of a long queue, items that the reviewer has read and a second person has not: always passed over
 console = Console(width=None if Console().is_terminal else 120)
@@ -71,7 +71,7 @@ def fill(url: str, items: int) -> None:
 
 def _fill(session: Session, items: int) -> None:
     texts = [f"Order {n} came {n % 7} days late, and the parcel was wet on side {n % 5}." for n in range(items)]
-    new = BatchCreate.model_validate({"texts": [{"text": text} for text in texts], "schema": "mood"})
+    new = BatchCreate.model_validate({"texts": [{"text": text} for text in texts], "schema": "parcels"})
     submit(session, "bench", "bench", new, SCHEMA, "line.v1", Settings(max_texts=items))
     session.add(Recipe(sha256=RECIPE, body={}))
     session.flush()

@@ -44,7 +44,7 @@ QUEUED = text("state = 'queued'")
 LEASED = text("state = 'leased'")
 FOR_PEOPLE = text("state IN ('review', 'audit')")
 HELD = text("state IN ('review', 'audit') AND lease_owner IS NOT NULL")
-READ_ONCE = text("state IN ('review', 'audit') AND answers > 0")
+READ_ONCE = text("state IN ('review', 'audit') AND read_by IS NOT NULL")
 DISPUTED = text("state = 'adjudication'")
 STANDS = text("stands")
 COUNTS = text("withdrawn_at IS NULL")
@@ -144,7 +144,8 @@ class Item(SQLModel, table=True):
     attempt: claims so far, less those that were given back through no fault of the item.
     priority: place among the items that wait for a person, least first; from `review.priority`.
     readers, hidden: by how many people it is read, should people read it, and who of them is not shown the proposal,
-    as a `route.Readings` has it. answers: how many of them have answered so far.
+    as a `route.Readings` has it. answers: how many of them have answered so far; read_by: who of them, while another
+    one is to come.
     taken_at: when it was given to whom a person's lease names.
     """
 
@@ -157,7 +158,7 @@ class Item(SQLModel, table=True):
         Index("ix_item_text", "text_sha256"),
         Index("ix_item_for_people", "priority", "id", sqlite_where=FOR_PEOPLE, postgresql_where=FOR_PEOPLE),
         Index("ix_item_held", "lease_owner", sqlite_where=HELD, postgresql_where=HELD),
-        Index("ix_item_read_once", "id", sqlite_where=READ_ONCE, postgresql_where=READ_ONCE),
+        Index("ix_item_read_once", "read_by", sqlite_where=READ_ONCE, postgresql_where=READ_ONCE),
         Index("ix_item_adjudication", "id", sqlite_where=DISPUTED, postgresql_where=DISPUTED),
     )
 
@@ -177,6 +178,7 @@ class Item(SQLModel, table=True):
     readers: int = Field(default=1, sa_column_kwargs=_given("1"))
     hidden: int = Field(default=0, sa_column_kwargs=_given("0"))
     answers: int = Field(default=0, sa_column_kwargs=_given("0"))
+    read_by: str | None = Field(default=None, max_length=100)
     taken_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
     updated_at: datetime = Field(default_factory=now, sa_column=Column(UTCDateTime, nullable=False))
 
@@ -225,7 +227,12 @@ class Review(SQLModel, table=True):
 
     __table_args__ = (
         Index("ix_review_stands", "item_id", unique=True, sqlite_where=STANDS, postgresql_where=STANDS),
-        Index("ix_review_reviewer", "reviewer", "kind", "created_at", sqlite_where=COUNTS, postgresql_where=COUNTS),
+        Index(
+            "ix_review_reviewer",
+            *("reviewer", "created_at", "id", "kind"),
+            sqlite_where=COUNTS,
+            postgresql_where=COUNTS,
+        ),
         Index("ix_review_bulk", "bulk"),
     )
 

@@ -252,7 +252,7 @@ def flag(session: Session, item_id: int, fence: int, reviewer: str, note: str) -
     )
     before = recorded(item, past)
     item.state, item.updated_at = State.adjudication, review.created_at
-    item.lease_owner = item.lease_until = None
+    item.lease_owner = item.lease_until = item.read_by = None
     session.add(review)
     session.flush()
     log(session, "review.flag", reviewer, item, before, [*past, review])
@@ -316,9 +316,8 @@ def listing(
 
 
 def unread_by(reviewer: str) -> ColumnElement[bool]:
-    """That the reviewer has not answered the item. Asks the table of reviews only of items that have an answer."""
-    theirs = select(Review.id).where(COUNTS, col(Review.item_id) == col(Item.id), col(Review.reviewer) == reviewer)
-    return or_(col(Item.answers) == 0, ~theirs.correlate(Item).exists())
+    """That the reviewer has not answered an item that waits. What they flagged does not wait for readers."""
+    return or_(col(Item.read_by).is_(None), col(Item.read_by) != reviewer)
 
 
 def filters(session: Session, batch: str | None, reason: Code | None, task: str | None) -> list[ColumnElement[bool]]:
@@ -416,7 +415,8 @@ def _settle(item: Item, past: Sequence[Review], review: Review) -> None:
     item.answers += 1
     item.lease_owner = item.lease_until = None
     review.stands = False
-    if item.answers < item.readers:
+    item.read_by = review.reviewer if item.answers < item.readers else None
+    if item.read_by is not None:
         return
     agreed = first is None or first.labels == review.labels
     item.state, item.updated_at = State.resolved if agreed else State.adjudication, review.created_at

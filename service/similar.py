@@ -91,9 +91,9 @@ def alike(session: Session, item_id: int, reviewer: str, limit: int = 100) -> Al
     """Free items with the choice labels and the reasons of the item in hand. limit: 1 to 500, and brought within.
 
     Sought among those whose confidence is nearest, 1,000 on either side, and those with the very same text. Never one
-    of which a reader must not see the proposal, that two people read, or that was drawn for the audit: these are
-    looked at one by one. Nothing where the proposal of the item in hand is hidden, or there is none. Raises NotFound; Conflict where the item is not
-    in the reviewer's hands.
+    of which a reader must not see the proposal, that two people read, or that was drawn for the audit: these are looked
+    at one by one. Nothing where the proposal of the item in hand is hidden, or there is none. Raises NotFound; Conflict
+    where the item is not in the reviewer's hands.
     """
     item = session.get(Item, item_id)
     if item is None:

@@ -105,7 +105,8 @@ def _take_back(
     for found in past:
         found.stands = False
     decision = session.get_one(ItemDecision, key(item))
-    item.answers -= review.kind == Kind.answer
+    left = [found.reviewer for found in past if counts(found, Kind.answer)]
+    item.answers, item.read_by = len(left), left[-1] if left else None
     item.state, item.updated_at = State(decision.outcome), decision.created_at
     give(item, review.reviewer, at)
     if lease_seconds is None:

@@ -12,7 +12,7 @@ from sqlmodel import Session, col, select
 
 from service import undo
 from service.models import COUNTS, DISPUTED, FOR_PEOPLE, HELD, READ_ONCE, Item, Kind, Review, now
-from service.review import history, unread_by
+from service.review import history
 from service.stored import key
 
 RECENT = 20
@@ -75,7 +75,7 @@ def workload(session: Session, reviewer: str, batch: str | None = None, *, every
     return Workload(
         waiting=session.exec(_count(batch).where(FOR_PEOPLE)).one(),
         held=held,
-        for_others=session.exec(_count(batch).where(READ_ONCE, ~unread_by(reviewer))).one(),
+        for_others=session.exec(_count(batch).where(READ_ONCE, col(Item.read_by) == reviewer)).one(),
         adjudication=session.exec(_count(batch).where(DISPUTED)).one(),
         mine=_mine(session, reviewer, batch, at),
         people=_people(session, batch, at) if everybody else None,
@@ -98,9 +98,12 @@ def _mine(session: Session, reviewer: str, batch: str | None, at: datetime) -> M
     theirs = [*_done(batch), col(Review.reviewer) == reviewer]
     answers = [*theirs, col(Review.kind) == Kind.answer]
     count = select(func.count()).select_from(Review)
-    newest = select(Review, Item).join(Item).where(*theirs, col(Review.kind) != Kind.adjudication)
-    rows = session.exec(newest.order_by(col(Review.created_at).desc(), col(Review.id).desc()).limit(RECENT)).all()
-    past = history(session, [key(item) for _, item in rows])
+    newest = select(Review).where(*theirs, col(Review.kind) != Kind.adjudication)
+    newest = newest.order_by(col(Review.created_at).desc(), col(Review.id).desc()).limit(RECENT)
+    reviews = session.exec(newest).all()
+    found = session.exec(select(Item).where(col(Item.id).in_([review.item_id for review in reviews])))
+    items = {key(item): item for item in found}
+    past = history(session, list(items))
     return Mine(
         settled=session.exec(count.where(*answers)).one(),
         today=session.exec(count.where(*answers, col(Review.created_at) >= _midnight(at))).one(),
@@ -108,14 +111,14 @@ def _mine(session: Session, reviewer: str, batch: str | None, at: datetime) -> M
         recent=[
             Recent(
                 review=review.id or 0,
-                item=key(item),
-                ref=item.ref,
+                item=review.item_id,
+                ref=items[review.item_id].ref,
                 at=review.created_at,
                 bulk=review.bulk,
                 changed=review.changed if review.shown and review.kind == Kind.answer else None,
-                undoable=undo.refusal(item, past[key(item)], review, reviewer, at) is None,
+                undoable=undo.refusal(items[review.item_id], past[review.item_id], review, reviewer, at) is None,
             )
-            for review, item in rows
+            for review in reviews
         ],
     )
 

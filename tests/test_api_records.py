@@ -256,3 +256,51 @@ def test_an_export_of_an_unknown_batch_is_a_404(client: TestClient) -> None:
     batch = post_batch(client, "The Samsung is broken", policy={"audit_share": 0})
     finished(client, batch)
     assert [row["batch"] for row in rows(client.get(f"/v1/export?batch={batch}&settled=false"))] == [batch]
+
+
+def test_the_desk_over_http_from_a_claim_to_gold(fresh: TestClient) -> None:
+    batch = post_batch(fresh, *(f"I doubt it, {n}" for n in range(4)))
+    finished(fresh, batch)
+    task = fresh.post("/v1/reviews/next", json={"order": "oldest", "batch": batch}).json()
+    route = f"/v1/reviews/{task['item']}"
+    assert fresh.post(f"{route}/renew", json={"fence": task["fence"]}).json()["lease_until"] > task["lease_until"]
+    alike = fresh.get(f"{route}/similar?limit=2").json()
+    assert (alike["why"]["labels"], len(alike["items"])) == ({"sentiment": "negative"}, 2)
+    spent = {"fence": task["fence"], "accept": True, "seconds": 2.5, "actions": 1}
+    settled = fresh.post(f"{route}/resolve", json=spent).json()
+    assert (settled["settled"], settled["changed"]) == (True, False)
+    undone = fresh.post("/v1/reviews/undo", json={"review": settled["review"]}).json()
+    assert (undone["undone"], undone["task"]["fence"]) == ([task["item"]], task["fence"] + 1)
+    flagged = fresh.post(f"{route}/flag", json={"fence": undone["task"]["fence"], "note": "sarcasm?"})
+    assert flagged.json()["review"] > settled["review"]
+    others = [one["item"] for one in alike["items"]]
+    many = fresh.post("/v1/reviews/bulk", json={"items": others, "relabel": {"sentiment": "neutral"}}).json()
+    assert (sorted(many["settled"]), many["refused"]) == (sorted(others), [])
+    (row,) = fresh.get("/v1/adjudications").json()["rows"]
+    assert (row["kind"], row["answers"][0]["note"]) == ("guideline_gap", "sarcasm?")
+    dispute = f"/v1/adjudications/{row['item']}"
+    held = fresh.post(f"{dispute}/claim").json()
+    decision = {"fence": held["fence"], "labels": {"sentiment": "neutral", "entities": []}, "reason": "see 2.1"}
+    assert fresh.post(f"{dispute}/resolve", json=decision).json()["own"] is True  # nobody else asks an open service
+    assert fresh.post("/v1/gold/g/from-reviews", json={"batch": batch}).json()["added"] == 3
+    told = fresh.get(f"/v1/reviews/progress?batch={batch}").json()
+    assert (told["waiting"], told["adjudication"], told["mine"]["settled"]) == (1, 0, 2)
+    assert [one["undoable"] for one in told["mine"]["recent"]] == [False] * len(told["mine"]["recent"])
+    assert fresh.get(f"/v1/batches/{batch}").json()["counts"]["resolved"] == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/reviews/undo", {}),
+        ("/v1/reviews/undo", {"review": 1, "bulk": "x"}),
+        ("/v1/reviews/bulk", {"items": [1]}),
+        ("/v1/reviews/bulk", {"items": [1], "accept": True, "relabel": {"sentiment": "neutral"}}),
+        ("/v1/reviews/bulk", {"items": [], "accept": True}),
+        ("/v1/reviews/1/flag", {"fence": 1, "note": ""}),
+        ("/v1/reviews/1/resolve", {"fence": 1, "accept": True, "seconds": -1}),
+        ("/v1/gold/g/from-reviews", {}),
+    ],
+)
+def test_a_wrong_act_at_the_desk_is_refused(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    error(client.post(path, json=body), 422, "invalid")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, update
 from sqlmodel import col, select
 
 from service import audit, db, review, standards
@@ -136,10 +136,12 @@ def test_items_weigh_by_the_chance_with_which_they_were_drawn(database: Engine) 
     assert found["effective"] == pytest.approx(15)
 
 
-def test_the_newest_answer_is_the_verdict(database: Engine) -> None:
+def test_the_answer_that_stands_is_the_verdict(database: Engine) -> None:
     items = audits(database, 6)
     settle(database, items, wrong=items[:2])
     with db.begin(database) as session:
+        overruled = update(Review).where(col(Review.item_id).in_([items[0], items[5]])).values(stands=False)
+        session.exec(overruled.execution_options(synchronize_session=False))
         session.add(Review(item_id=items[0], reviewer="lead", changed=False, labels=RIGHT))
         mentions = {"sentiment": "neutral", "entities": []}
         session.add(Review(item_id=items[5], reviewer="lead", changed=True, labels=mentions))

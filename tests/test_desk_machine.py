@@ -421,6 +421,7 @@ class Desk(RuleBasedStateMachine):
             known = self.items[row.id or 0]
             assert (row.state, row.fence, row.answers) == (known.state, known.fence, len(known.answers))
             assert (row.lease_owner, row.lease_until) == (known.owner, known.until)
+            assert row.read_by == (known.answers[0].who if known.waits and known.answers else None)
             found = [(r.id, r.reviewer, r.kind, r.stands, r.withdrawn_at is not None) for r in past[row.id or 0]]
             assert found == [(o.id, o.who, o.kind, o.stands, o.withdrawn) for o in known.past]
             standing = [one for one in known.past if one.stands]

@@ -11,9 +11,9 @@ branch_labels = None
 depends_on = None
 
 PARTS = {
-    "ix_item_read_once": ("item", ["id"], "state IN ('review', 'audit') AND answers > 0"),
+    "ix_item_read_once": ("item", ["read_by"], "state IN ('review', 'audit') AND read_by IS NOT NULL"),
     "ix_item_adjudication": ("item", ["id"], "state = 'adjudication'"),
-    "ix_review_reviewer": ("review", ["reviewer", "kind", "created_at"], "withdrawn_at IS NULL"),
+    "ix_review_reviewer": ("review", ["reviewer", "created_at", "id", "kind"], "withdrawn_at IS NULL"),
 }
 
 
@@ -24,6 +24,7 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
             sa.Column("readers", sa.Integer(), server_default=sa.text("1"), nullable=False),
             sa.Column("hidden", sa.Integer(), server_default=sa.text("0"), nullable=False),
             sa.Column("answers", sa.Integer(), server_default=sa.text("0"), nullable=False),
+            sa.Column("read_by", sa.String(100), nullable=True),
             sa.Column("taken_at", sa.DateTime(timezone=True), nullable=True),
         ],
         "review": [

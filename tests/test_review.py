@@ -174,6 +174,22 @@ def test_handing_back_what_one_no_longer_holds_changes_nothing(database: Engine,
     assert answer(database, taken, "ben").reviewer == "ben"
 
 
+def test_a_page_that_goes_away_leaves_the_item_to_the_page_that_has_taken_it_up_again(
+    database: Engine, clock: Clock
+) -> None:
+    stage(database, [play(0.1)])
+    old = claimed(database)
+    clock.advance(1)
+    new = claimed(database)
+    assert (new.item, new.fence) == (old.item, old.fence)
+    with db.begin(database) as session:
+        review.release(session, old.item, old.fence, "ann", old.lease_until)
+    assert claim(database, "ben") is None
+    with db.begin(database) as session:
+        review.release(session, new.item, new.fence, "ann", new.lease_until)
+    assert claim(database, "ben") is not None
+
+
 def test_somebody_elses_fence_is_of_no_use(database: Engine) -> None:
     stage(database, [play(0.1)])
     task = claimed(database)

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Route
 
-from service import db
+from service import accounts, db
 from service.labels import Labels
-from service.models import Item, Review, now
+from service.models import Item, Review, Role, now
 from service.route import Code, Decision, Outcome, Reason
 from service.schema import Schema, load
 from service.settings import PROJECT
@@ -25,6 +25,7 @@ from tests.stage import FAILED, Play, labels, stage
 
 SUPPORT = load(PROJECT / "schemas" / "support.yaml")
 GOLD = [json.loads(line) for line in (PROJECT / "eval" / "gold" / "support.jsonl").read_text("utf-8").splitlines()]
+PASSWORD = "a-long-word-that-only-eve-knows"
 TASKS = [task.name for task in SUPPORT.tasks]
 MIXED = "👍🏽 Ann met\r\nZoe\u0301 Müller in 東京都, e\u0301 👩‍👩‍👧 fin.\r\n\tשלום Bob & <b>Ghent</b>\u2028end"
 
@@ -44,12 +45,31 @@ def ann(browser: Browser, shop: Shop) -> Iterator[Desk]:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """An open service: what a page sends while it goes away has no headers but the browser's own."""
+    """A service in which people sign in: what a page sends while it goes away has no headers but the browser's own."""
     folder = tmp_path_factory.mktemp("house")
-    with listening(make_app(folder, workers=0)) as url:
+    with listening(make_app(folder, workers=0, reviewer_keys=("of-nobody-in-these-tests",))) as url:
         database = db.connect(f"sqlite:///{folder}/concord.db")
+        with db.begin(database) as session:
+            accounts.add(session, "eve", [Role.reviewer], who="tests")
+            accounts.set_password(session, "eve", accounts.hashed(PASSWORD), who="eve")
         yield Shop(url, database)
         database.dispose()
+
+
+@pytest.fixture
+def eve(browser: Browser, house: Shop) -> Iterator[Desk]:
+    """A reviewer who has signed in."""
+    with reviewing(browser, house.url, None) as desk:
+        sign_in(desk)
+        yield desk
+
+
+def sign_in(desk: Desk) -> None:
+    desk.page.goto("/sign-in")
+    desk.page.get_by_label("Name").fill("eve")
+    desk.page.get_by_label("Password").fill(PASSWORD)
+    desk.page.get_by_role("button", name="Sign in").click()
+    desk.page.wait_for_url("**/review")
 
 
 def opened(desk: Desk, shop: Shop, plays: Sequence[Play], schema: Schema | None = None) -> list[int]:
@@ -249,7 +269,7 @@ def test_an_ended_session_keeps_the_answer_and_shows_where_to_sign_in(ann: Desk,
     ended = json.dumps({"error": "unauthorized", "detail": {"message": "sign in"}})
     ann.page.route("**/resolve", lambda route: route.fulfill(status=401, body=ended))
     ann.press("3", "Enter")
-    link = ann.page.get_by_role("link", name="Sign in")
+    link = ann.page.get_by_role("link", name="in another tab")
     link.wait_for()
     assert link.get_attribute("target") == "_blank"
     assert "Your session has ended. Your answer is kept here" in ann.page.locator("#trouble").inner_text()
@@ -281,30 +301,45 @@ def test_who_lost_an_item_is_told_to_whom_and_what_was_not_saved(ann: Desk, shop
     ann.page.get_by_role("button", name="Dismiss").click()
 
 
-def test_the_item_and_its_edits_outlive_a_reload(browser: Browser, house: Shop) -> None:
+def test_the_item_and_its_edits_outlive_a_reload(eve: Desk, house: Shop) -> None:
     text = "Ann is in Ghent"
     batch, (item, _) = stage(house.database, [Play(text, labels(text, "neutral")) for _ in range(2)])
-    with reviewing(browser, house.url) as desk:
-        desk.open(f"/review?batch={batch}&order=oldest")
-        desk.press("1", "ArrowRight", "1")
-        desk.page.reload()
-        desk.page.wait_for_selector("html[data-ready]")
-        assert desk.ref() == "0"
-        assert (desk.choice("sentiment"), desk.marks()) == ("negative", [("Ann", "person")])
-        desk.page.wait_for_timeout(500)  # what the page that went away sent is there by now
-        assert held(house, item)
-        desk.settle("Enter")
-        assert desk.ref() == "1"
+    eve.open(f"/review?batch={batch}&order=oldest")
+    eve.press("1", "ArrowRight", "1")
+    eve.page.reload()
+    eve.page.wait_for_selector("html[data-ready]")
+    assert eve.ref() == "0"
+    assert (eve.choice("sentiment"), eve.marks()) == ("negative", [("Ann", "person")])
+    eve.page.wait_for_timeout(500)  # what the page that went away sent is there by now
+    assert held(house, item)
+    eve.settle("Enter")
+    assert eve.ref() == "1"
     assert review_of(house, item).labels["sentiment"] == "negative"
 
 
-def test_who_leaves_hands_the_item_back(browser: Browser, house: Shop) -> None:
+def test_who_leaves_hands_the_item_back(eve: Desk, house: Shop) -> None:
     batch, (item,) = stage(house.database, [Play("Left", labels("Left", "neutral"))])
-    with reviewing(browser, house.url) as desk:
-        desk.open(f"/review?batch={batch}")
-        assert held(house, item)
-        desk.page.goto("/static/concord.svg")
-        until(lambda: not held(house, item))
+    eve.open(f"/review?batch={batch}")
+    assert held(house, item)
+    eve.page.goto("/static/concord.svg")
+    until(lambda: not held(house, item))
+
+
+def test_an_answer_outlives_its_session_and_is_saved_after_signing_in_again(eve: Desk, house: Shop) -> None:
+    batch, (item, _) = stage(house.database, [Play(one, labels(one, "neutral")) for one in ("Late", "Next")])
+    eve.open(f"/review?batch={batch}&order=oldest")
+    with db.begin(house.database) as session:
+        accounts.end_sessions(session, "eve", who="tests")
+    eve.press("Shift+3")
+    link = eve.page.get_by_role("link", name="in another tab")
+    link.wait_for()
+    assert [one for one in house.reviews() if one.item_id == item] == []
+    with eve.page.context.expect_page() as other:
+        link.click()
+    sign_in(Desk(other.value))
+    other.value.close()
+    eve.page.locator("#item-title bdi", has_text="1").wait_for(timeout=20_000)
+    assert review_of(house, item).labels["sentiment"] == "positive"
 
 
 def held(shop: Shop, item: int) -> bool:

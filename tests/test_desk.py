@@ -472,6 +472,7 @@ def test_many_at_once_settle_each_item_once_and_read_each_of_two_apart(database:
 
     with ThreadPoolExecutor(6) as pool:
         done = list(pool.map(work, [f"reader {n}" for n in range(6)]))
+    done += [work("late"), work("last")]  # what only those were left to read who had read it, or while it was held
     assert all(len(set(one)) == len(one) for one in done)
     assert sorted(item for one in done for item in one) == sorted([*items, *items[::3]])
     with db.read(database) as session:

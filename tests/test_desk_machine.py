@@ -480,7 +480,9 @@ class Desk(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.tokens[-8:]))
 
     def acts(self) -> list[str]:
-        return sorted({one.bulk for known in self.items.values() for one in known.past if one.bulk})
+        """In the order in which they were done: their names are random, and a schedule must be repeatable."""
+        said = sorted((one for known in self.items.values() for one in known.past), key=lambda one: one.id)
+        return list(dict.fromkeys(one.bulk for one in said if one.bulk))
 
     def may_take_back(self, known: Known, one: Spoken) -> bool:
         later = known.live[-1:] != [one]

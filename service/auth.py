@@ -46,7 +46,7 @@ __all__ = [
 
 SHORTEST_KEY = 16
 API = ("/v1/", "/metrics")
-PAGES = ("/review", "/adjudicate", "/quality", "/accounts", "/password", "/sign-out")
+PAGES = ("/review", "/adjudicate", "/quality", "/accounts", "/password", "/signed-in", "/sign-out")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "application/x-www-form-urlencoded"
 LARGEST_FORM = 1_000_000  # bytes
@@ -170,7 +170,7 @@ class Guard:
                 raise
             await RedirectResponse(_sign_in(scope), 303)(scope, receive, send)
             return
-        if caller.must_change and scope["path"] not in ("/password", "/sign-out"):
+        if caller.must_change and scope["path"] not in ("/password", "/signed-in", "/sign-out"):
             if not asks_for_page:
                 raise Forbidden("the password must be changed first")
             await RedirectResponse("/password", 303)(scope, receive, send)

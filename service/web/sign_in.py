@@ -33,6 +33,11 @@ class SignInPage:
 
 
 @dataclass(frozen=True, slots=True)
+class SignedInPage:
+    """Nothing but what all pages have."""
+
+
+@dataclass(frozen=True, slots=True)
 class PasswordPage:
     """name: of the account. forced: whether nothing else is allowed. shortest: characters of a password."""
 
@@ -66,6 +71,12 @@ def sign_in(request: Request, service: RunningDep, name: Field, password: Field,
     response = RedirectResponse(own_path(next), 303)
     service.door.sessions.begin(request, response, account)
     return response
+
+
+@router.get("/signed-in")
+def signed_in(request: Request, _caller: AnyoneDep) -> HTMLResponse:
+    """Where a tab ends in which somebody signed in again for another: it takes no item from that one's hands."""
+    return render(request, "signed_in.html", SignedInPage())
 
 
 @router.post("/sign-out")

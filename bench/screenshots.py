@@ -2,8 +2,8 @@
 
 The embedded engine labels the shipped gold texts in a database of its own; three readers, who answer as the gold does
 but for a seeded share of slips, settle most of what waits; then the pages are opened as a lead sees them. Takes some
-minutes, most of them the engine's. Writes desk-light.png, desk-dark.png, desk-phone.png, desk-keys.png,
-desk-similar.png, adjudicate.png and quality.png to docs/, or to the folder that is named.
+minutes, most of them the engine's. Writes desk-light.png, desk-dark.png, desk-phone.png, desk-keys.png, adjudicate.png
+and quality.png to docs/, or to the folder that is named.
 """
 
 from __future__ import annotations
@@ -98,24 +98,23 @@ def settle(database: Engine, gold: dict[str, dict[str, Any]]) -> None:
 def take(browser: Browser, url: str, folder: Path) -> None:
     for name, scheme, size in (("light", "light", WIDE), ("dark", "dark", WIDE), ("phone", "light", PHONE)):
         page = opened(browser, url, "/review", scheme, size)
+        while not page.locator(".text mark").count():  # one in which the model found something
+            page.keyboard.press("s")
+            page.wait_for_load_state("networkidle")
+            page.locator("#item:not([aria-busy])").wait_for()
         picture(page, folder / f"desk-{name}.png")
         if name == "light":
             page.keyboard.press("?")
             picture(page, folder / "desk-keys.png")
-            page.keyboard.press("Escape")
-            page.keyboard.press("x")
-            page.wait_for_selector("#bulk-dialog[open]")
-            picture(page, folder / "desk-similar.png")
         page.context.close()
     page = opened(browser, url, "/adjudicate", "light", WIDE)
-    first = page.locator("main a[href*='/adjudicate/']").first
-    if first.count():
-        first.click()
-        page.wait_for_load_state("networkidle")
+    page.locator("main tr, main li", has_text="disagree").locator("a[href*='/adjudicate/']").first.click()
+    page.wait_for_load_state("networkidle")
     picture(page, folder / "adjudicate.png", whole=True)
+    page.set_viewport_size({"width": 1280, "height": 1500})
     page.goto("/quality")
     page.wait_for_load_state("networkidle")
-    picture(page, folder / "quality.png", whole=True)
+    picture(page, folder / "quality.png")
     page.context.close()
 
 

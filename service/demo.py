@@ -171,10 +171,10 @@ def _show_review(client: httpx.Client, rows: list[dict[str, Any]]) -> None:
     client.post(f"/v1/reviews/{task['item']}/release", json={"fence": task["fence"]})
     console.print("The first of them is:", Text(task["text"], "italic"))
     console.print(
-        "\nTo go on with what the demo left, in the service's own window and in another one:\n"
+        "\nTo go on with what the demo left:\n"
         f"  CONCORD_DATABASE_URL=sqlite:///{(FOLDER / 'concord.db').relative_to(PROJECT)} make serve\n"
-        "  curl -X POST localhost:8300/v1/reviews/next -H 'content-type: application/json' -d '{}'\n"
-        "The README shows how to settle an item, post texts of your own and label a file.",
+        "and settle what waits at http://localhost:8300/review\n"
+        "The README shows how to post texts of your own and label a file.",
         highlight=False,
     )
 

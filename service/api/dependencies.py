@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from service.failures import ErrorBody
 from service.running import Running
 from service.stored import check_storable
 
+DATED = re.compile(r"\d{4}-\d\d-\d\d")
 MOST = 2**31 - 1  # the largest key of a row that PostgreSQL's integer columns can be compared with
 SUMMARIES = {
     401: "No API key, or an unknown one",
@@ -92,6 +94,13 @@ AnyoneDep = Annotated[Caller, Depends(_caller(*Role))]
 
 def _storable(value: str) -> str:
     check_storable(value)
+    return value
+
+
+def dated(value: Any) -> Any:
+    """A moment is written as ISO 8601 says. Left alone, the parser would take a bare number for seconds."""
+    if value is not None and not (isinstance(value, str) and DATED.match(value)):
+        raise ValueError("expected a date, or a date and time, as in 2026-11-21T09:30:00Z")
     return value
 
 

@@ -6,11 +6,11 @@ from datetime import date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service import quality
 from service.api.bodies import Route
-from service.api.dependencies import LeadDep, ReadDep, Word, errors
+from service.api.dependencies import LeadDep, ReadDep, Word, dated, errors
 from service.scope import Scope
 
 router = APIRouter(route_class=Route, tags=["reviews"])
@@ -53,7 +53,9 @@ class QualityReport(BaseModel):
 
 
 Moment = Annotated[
-    datetime | date | None, Query(description="a moment, or a day in UTC, which counts from its beginning to its end")
+    datetime | date | None,
+    BeforeValidator(dated),
+    Query(description="a moment, or a day in UTC, which counts from its beginning to its end"),
 ]
 
 

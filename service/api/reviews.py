@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlmodel import Session
 
 from service import bulk, review, similar, undo, workload
@@ -21,6 +21,7 @@ from service.api.dependencies import (
     RunningDep,
     SessionDep,
     Word,
+    dated,
     errors,
 )
 from service.auth import Role
@@ -36,6 +37,8 @@ from service.workload import Workload
 router = APIRouter(route_class=Route, tags=["reviews"])
 
 ItemId = Annotated[int, Path(ge=1, le=MOST, description="`item` of the review")]
+
+Moment = Annotated[AwareDatetime, BeforeValidator(dated)]
 Fence = Annotated[int, Field(ge=0, le=MOST, strict=True, description="`fence` that came with the item")]
 ShortWord = Annotated[Word, Field(min_length=1, max_length=100)]
 
@@ -125,7 +128,7 @@ class Release(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"fence": 3}]})
 
     fence: Fence
-    lease_until: AwareDatetime | None = Field(
+    lease_until: Moment | None = Field(
         None, description="as you were last told it: an item that another page of yours has renewed since is kept"
     )
 

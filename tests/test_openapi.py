@@ -46,7 +46,9 @@ def test_what_is_described_is_what_happens(tmp_path: Path, empty_database_url: s
             accounts.add(session, "root", [Role.admin], who="tests")
             _, token = accounts.add_key(session, "root", "", who="tests")
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--no-color"]
-        command += ["--header", f"Authorization: Bearer {token}", "--checks", CHECKS, "--seed", "1", "--workers", "2"]
+        # One worker: with threads, CPython 3.11 now and then fails to parse (AST constructor recursion depth mismatch).
+        command += ["--header", f"Authorization: Bearer {token}", "--checks", CHECKS]
+        command += ["--seed", "1", "--workers", "1"]
         command += [
             "--max-examples",
             "20",

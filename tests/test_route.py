@@ -204,7 +204,7 @@ def test_a_score_rises_with_probability_and_parts_equals_by_their_confidence(
         return found
 
     assert 0 <= of(low, one) <= of(high, other) <= 1
-    if other - one > 1e-9:
+    if other - one > 2e-6:  # what a thousandth of it leaves after nine digits
         assert of(low, one) < of(low, other)
 
 

@@ -47,7 +47,7 @@ def one(session: Session, review_id: int, reviewer: str, lease_seconds: float) -
     at = now()
     why = refusal(item, past, review, reviewer, at)
     if why is None:
-        _take_back(session, "review.undo", item, past, review, at, lease_seconds)
+        _take_back(session, item, past, review, at, lease_seconds)
     held = review.withdrawn_at is not None and (item.lease_owner, item.lease_until is None) == (reviewer, False)
     task = shown_task(session, item, session.get_one(ItemDecision, key(item))) if held else None
     return Undone([] if why else [key(item)], [Refused(key(item), why)] if why else [], task)
@@ -71,7 +71,7 @@ def many(session: Session, bulk: str, reviewer: str) -> Undone:
         else:
             refused.append(Refused(key(item), why))
     for item, past, review in undone:
-        _take_back(session, "review.undo", item, past, review, at, None)
+        _take_back(session, item, past, review, at, None)
     return Undone([key(item) for item, _, _ in undone], refused)
 
 
@@ -93,7 +93,6 @@ def refusal(item: Item, past: Sequence[Review], review: Review, reviewer: str, a
 
 def _take_back(
     session: Session,
-    action: str,
     item: Item,
     past: Sequence[Review],
     review: Review,
@@ -114,4 +113,4 @@ def _take_back(
     else:
         item.lease_until = at + timedelta(seconds=lease_seconds)
     session.flush()
-    log(session, action, review.reviewer, item, before, past)
+    log(session, "review.undo", review.reviewer, item, before, past)

@@ -179,6 +179,22 @@ def test_marks_are_moved_relabelled_removed_and_brought_back(ann: Desk, shop: Sh
     assert [(s["text"], s["label"]) for s in spans] == [("Ann Lee", "person"), ("Bob", "person")]
 
 
+def test_a_key_right_after_a_click_acts_on_what_was_clicked(ann: Desk, shop: Shop) -> None:
+    text = "Ann Lee and Bob are in Ghent."
+    opened(ann, shop, [Play(text, labels(text, "neutral", [(0, 7, "person"), (12, 15, "person"), (23, 28, "place")]))])
+    ann.page.evaluate(
+        """() => {  // in one turn: the page has no time in between, as on a busy machine
+            const mark = document.querySelectorAll('.text mark')[2];
+            getSelection().collapse(mark.firstChild, 2);
+            mark.closest('[tabindex]').focus();
+            mark.dispatchEvent(new MouseEvent('mousedown', {bubbles: true}));
+            mark.dispatchEvent(new MouseEvent('mouseup', {bubbles: true}));
+            mark.dispatchEvent(new KeyboardEvent('keydown', {key: 'Delete', bubbles: true}));
+        }"""
+    )
+    assert ann.marks() == [("Ann Lee", "person"), ("Bob", "person")]
+
+
 def test_the_mouse_takes_whole_words_and_with_alt_exactly_what_it_passed(ann: Desk, shop: Shop) -> None:
     text = "unbelievable Ghent"
     (item,) = opened(ann, shop, [Play(text, labels(text, "neutral"))])

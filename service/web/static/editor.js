@@ -580,11 +580,22 @@ class Editor {
   listen() {
     const { signal } = this.stopping;
     let pressed = false;
-    this.root.addEventListener("keydown", (event) => this.key(event), { signal });
+    let released = null; // the end of a press whose selection is still to be read
+    const take = () => {
+      if (released) this.fromPage(released.altKey, true);
+      released = null;
+    };
+    this.root.addEventListener("keydown", (event) => {
+      take(); // a key may come before the browser's turn to read the selection
+      this.key(event);
+    }, { signal });
     this.pane.addEventListener("mousedown", (event) => { pressed = event.button === 0; }, { signal });
     document.addEventListener("mouseup", (event) => {
       // The browser changes the selection after this event where a press on the selection ends without a drag.
-      if (pressed) setTimeout(() => this.fromPage(event.altKey, true));
+      if (pressed) {
+        released = event;
+        setTimeout(take);
+      }
       pressed = false;
     }, { signal });
     // Handles of a touch screen move the selection without a mouse.

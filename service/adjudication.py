@@ -13,7 +13,19 @@ from service import stored
 from service.errors import Conflict
 from service.labels import Labels, plain, to_row
 from service.models import DISPUTED, Item, Kind, Review, State, now
-from service.review import check_held, check_name, check_note, checked, counts, give, history, locked, log, recorded
+from service.review import (
+    check_held,
+    check_name,
+    check_note,
+    checked,
+    counts,
+    give,
+    history,
+    holder,
+    locked,
+    log,
+    recorded,
+)
 from service.stored import Page, key
 
 
@@ -76,8 +88,7 @@ def claim(session: Session, item_id: int, lead: str, lease_seconds: float, *, al
     item = locked(session, item_id)
     at = now()
     _check_disputed(item)
-    live = item.lease_until is not None and item.lease_until > at
-    if live and item.lease_owner != lead:
+    if holder(item, at) not in (None, lead):
         raise Conflict(f"item {item_id} is in the hands of {item.lease_owner}")
     _check_impartial(session, item_id, lead, alone)
     if item.lease_owner != lead or item.lease_until is None:
@@ -163,7 +174,6 @@ def _disputes(session: Session, items: Sequence[Item]) -> list[Dispute]:
     for item in items:
         answers = [one for one in past[key(item)] if counts(one, Kind.answer, Kind.flag)]
         labels: Labels | None = said.get(key(item))
-        held = item.lease_until is not None and item.lease_until > at
         found.append(
             Dispute(
                 item=key(item),
@@ -179,7 +189,7 @@ def _disputes(session: Session, items: Sequence[Item]) -> list[Dispute]:
                     Said(one.id or 0, one.reviewer, one.kind, one.labels, one.note, one.created_at, one.shown)
                     for one in answers
                 ],
-                held_by=item.lease_owner if held else None,
+                held_by=holder(item, at),
             )
         )
     return found

@@ -17,7 +17,7 @@ from service import stored
 from service.errors import Invalid
 from service.labels import Labels, plain
 from service.models import Item, Review, State, now
-from service.review import WAITING, check_name, check_note, checked, history, log, recorded
+from service.review import WAITING, check_name, check_note, checked, history, holder, log, recorded
 from service.schema import ChoiceTask, Schema
 from service.stored import key
 from service.undo import Refused
@@ -84,7 +84,7 @@ def _refusal(item: Item | None, said: Labels | None, reviewer: str, at: datetime
         return "there is no such item"
     if item.state not in WAITING:
         return "it does not wait for a reader"
-    if item.lease_owner != reviewer and item.lease_until is not None and item.lease_until > at:
+    if holder(item, at) not in (None, reviewer):
         return "somebody else has it in their hands"
     if said is None:
         return "it has no proposal"

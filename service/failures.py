@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from service.auth import API
 from service.errors import Paused, ServiceError, TooLarge, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _told(error: Exception) -> tuple[int, str, Mapping[str, Any], Mapping[str, s
 
 
 def _wants_page(scope: Scope) -> bool:
-    api = scope["path"].startswith(("/v1/", "/metrics"))
+    api = scope["path"].startswith(API)
     return not api and "text/html" in Headers(scope=scope).get("accept", "")
 
 

@@ -147,8 +147,8 @@ def next_item(
     if found is None:
         fresh = or_(col(Item.lease_owner).is_(None), col(Item.lease_owner) != reviewer)
         wanted = [*((col(Item.id) == item, fresh) for item in first), (fresh,), (theirs,)]
-        free = query.where(or_(col(Item.lease_until).is_(None), col(Item.lease_until) <= at), unread_by(reviewer))
-        found = next((one for which in wanted if (one := session.exec(free.where(*which)).first())), None)
+        open_to = query.where(free(at), unread_by(reviewer))
+        found = next((one for which in wanted if (one := session.exec(open_to.where(*which)).first())), None)
         if found is None:
             return None
         give(found[0], reviewer, at)
@@ -156,6 +156,16 @@ def next_item(
     item.lease_until = at + timedelta(seconds=lease_seconds)
     session.flush()
     return shown_task(session, item, decision)
+
+
+def holder(item: Item, at: datetime) -> str | None:
+    """Whose lease on the item lasts."""
+    return item.lease_owner if item.lease_until is not None and item.lease_until > at else None
+
+
+def free(at: datetime) -> ColumnElement[bool]:
+    """Items that nobody holds."""
+    return or_(col(Item.lease_until).is_(None), col(Item.lease_until) <= at)
 
 
 def renew(session: Session, item_id: int, fence: int, reviewer: str, lease_seconds: float) -> datetime:
@@ -473,7 +483,7 @@ def shown_task(session: Session, item: Item, decision: ItemDecision) -> ReviewTa
 
 
 def _entry(item: Item, decision: ItemDecision, said: Labels | None, answer: Review | None, at: datetime) -> Entry:
-    held = item.lease_until is not None and item.lease_until > at
+    held_by = holder(item, at)
     blind = item.hidden and item.state != State.resolved
     return Entry(
         item=key(item),
@@ -483,8 +493,8 @@ def _entry(item: Item, decision: ItemDecision, said: Labels | None, answer: Revi
         state=item.state,
         decision=decision.outcome,
         reasons=[] if blind else decision.reasons,
-        reviewer=answer.reviewer if answer else item.lease_owner if held else None,
-        lease_until=item.lease_until if held else None,
+        reviewer=answer.reviewer if answer else held_by,
+        lease_until=item.lease_until if held_by else None,
         proposal=plain(said) if said and not blind else None,
         labels=answer.labels if answer else None,
         changed=answer.changed if answer else None,

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, and_, or_, tuple_
+from sqlalchemy import ColumnElement, and_, tuple_
 from sqlmodel import Session, col, select
 
 from service import stored
 from service.errors import NotFound
 from service.labels import Labels
 from service.models import COUNTS, FOR_PEOPLE, HELD, Item, ItemDecision, Review, State, now
-from service.review import WAITING, check_held, filters, is_shown, unread_by
+from service.review import WAITING, check_held, filters, free, is_shown, unread_by
 from service.route import Code
 from service.stored import key
 
@@ -64,11 +64,10 @@ def informative(
     nothing was answered or held yet: then there is nothing to be unlike. Filters as in `review.next_item`.
     """
     known = _lately(session, batch)
-    free = or_(col(Item.lease_until).is_(None), col(Item.lease_until) <= now())
     query = (
         select(Item.id, Item.text)
         .join(ItemDecision, col(ItemDecision.item_id) == col(Item.id))
-        .where(FOR_PEOPLE, free, unread_by(reviewer), *filters(session, batch, reason, task))
+        .where(FOR_PEOPLE, free(now()), unread_by(reviewer), *filters(session, batch, reason, task))
         .order_by(col(Item.priority), col(Item.id))
         .limit(POOL)
     )
@@ -128,8 +127,7 @@ def _lately(session: Session, batch: str | None) -> list[str]:
 
 def _near(session: Session, item: Item, codes: Sequence[str]) -> dict[int, Item]:
     """Free items with these reasons, nearest to the item in confidence, or with its text; of the same schema."""
-    free = or_(col(Item.lease_until).is_(None), col(Item.lease_until) <= now())
-    query = select(Item).where(FOR_PEOPLE, free, plainly_read(), col(Item.id) != item.id)
+    query = select(Item).where(FOR_PEOPLE, free(now()), plainly_read(), col(Item.id) != item.id)
     place = tuple_(col(Item.priority), col(Item.id))
     here = tuple_(item.priority, item.id)
     order = (col(Item.priority), col(Item.id))

@@ -13,7 +13,7 @@ from sqlmodel import Session, select
 
 from service.errors import NotFound
 from service.models import Item, ItemDecision, Kind, Review, State, now
-from service.review import ReviewTask, counts, give, history, locked, log, recorded, shown_task
+from service.review import ReviewTask, counts, give, history, holder, locked, log, recorded, shown_task
 from service.stored import key
 
 
@@ -86,7 +86,7 @@ def refusal(item: Item, past: Sequence[Review], review: Review, reviewer: str, a
         return "somebody else has answered it since"
     if any(found.gold for found in past if counts(found)):
         return "it went into a gold set"
-    if item.lease_owner != reviewer and item.lease_until is not None and item.lease_until > at:
+    if holder(item, at) not in (None, reviewer):
         return "somebody else has it in their hands"
     return None
 

@@ -24,6 +24,7 @@ from service.sets import OTHER, Collection, Gold, Part
 from service.wire import render
 from service.words import windows
 
+AS_WRITTEN = 0.6  # share of packs that ask for all a schema has, as it is written, where its labels are defined in it
 FEWEST = 3  # labels offered at least, where a task has that many
 ALL_LABELS = 0.6  # share of packs that offer every label of a choice
 ALL_TASKS = 0.8  # share of packs that ask every task of a set
@@ -34,7 +35,7 @@ OUTSIDE = 0.2  # share of texts whose label is not offered, where "other" is
 STRANGE = 0.25  # share of texts that come from the strangers of a set, where it has some
 MENTIONED = 0.75  # share of texts asked for spans that hold one of the types offered, at least
 LEAST_OTHER = 0.05  # share of texts that are "other" where every label of the set is offered, at least
-PACK_TOKENS = 480  # of texts and answers in a pack, about; as many as its beginning has where that is more
+PACK_TOKENS = 480  # of texts and answers in a pack, about; half as many again as its beginning has where that is more
 HELD_OUT = 32  # of a set without a dev file, one text in so many is not trained on
 HELD_OUT_TEXTS = 16  # held-out texts of each part
 
@@ -206,7 +207,12 @@ def _joined(first: _Draws, second: _Draws, training: Training, rng: Random) -> P
 
 
 def _offer(what: Schema, training: Training, rng: Random) -> Schema:
-    """What one pack asks of a set: some of its tasks and labels, in some order, under some names."""
+    """What one pack asks of a set: some of its tasks and labels, in some order, under some names.
+
+    A schema that defines its labels was written to be used as it is: most packs ask it so.
+    """
+    if _is_defined(what) and rng.random() < AS_WRITTEN:
+        return what
     tasks = list(what.tasks)
     if len(tasks) > 1 and rng.random() > ALL_TASKS:
         tasks = rng.sample(tasks, rng.randint(1, len(tasks) - 1))
@@ -219,6 +225,10 @@ def _offer(what: Schema, training: Training, rng: Random) -> Schema:
         kind = ChoiceTask if isinstance(task, ChoiceTask) else SpansTask
         offered.append(kind(name=task.name, labels=tuple(named)))
     return Schema(name=what.name, tasks=tuple(offered))
+
+
+def _is_defined(what: Schema) -> bool:
+    return any(label.definition for task in what.tasks for label in task.labels)
 
 
 def _some_labels(task: ChoiceTask | SpansTask, rng: Random) -> list[Label]:
@@ -346,7 +356,7 @@ def _shifted(labels: Labels, by: int) -> Labels:
 def _texts_in_pack(draws: _Draws, what: Schema) -> int:
     answer = 16 if what.spans else 6
     beginning = sum(len(label.shown) + 2 + len(label.definition) for task in what.tasks for label in task.labels) / 4
-    return max(4, min(32, round(max(PACK_TOKENS, beginning) / (draws.mean / 4 + 6 + answer))))
+    return max(4, min(32, round(max(PACK_TOKENS, 1.5 * beginning) / (draws.mean / 4 + 6 + answer))))
 
 
 def _of_size(draws: Sequence[_Draws], rng: Random) -> _Draws:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import sets
-from service.mixture import INJECTIONS, MENTIONED, OUTSIDE, STRANGE, Pack, Training, held_out, plan, questions
+from service.mixture import (
+    AS_WRITTEN,
+    INJECTIONS,
+    MENTIONED,
+    OUTSIDE,
+    STRANGE,
+    Pack,
+    Training,
+    held_out,
+    plan,
+    questions,
+)
 from service.parse import parse
 from service.prompt import Prompt, load
+from service.schema import Schema
 from service.sets import Gold, GoldSet, Part, read_part
 from service.settings import PROJECT, Settings
 from service.words import windows
@@ -235,3 +248,14 @@ def test_most_texts_asked_for_mentions_hold_one_of_the_types_offered_however_few
     holding = sum(any(found.spans for found in gold.labels.mentions.values()) for gold in texts)
     assert holding / len(texts) > MENTIONED - 0.06
     assert any("nobody" in gold.text for gold in texts), "that there is none has to be learnt too"
+
+
+def test_a_schema_that_defines_its_labels_is_mostly_asked_as_it_is_written() -> None:
+    (plain,) = [one for one in PARTS if one.name == "wishes"]
+    (task,) = plain.schema.choices
+    labels = tuple(label.model_copy(update={"definition": f"Wants {label.name}."}) for label in task.labels)
+    written = replace(plain, schema=Schema(name="wishes", tasks=(task.model_copy(update={"labels": labels}),)))
+    packs = plan([replace(written, examples=2000)], TRAINING.model_copy(update={"joint": 0}))
+    asked = sum(pack.schema == written.schema for pack in packs) / len(packs)
+    assert abs(asked - AS_WRITTEN) < 0.15
+    assert not any(pack.schema == plain.schema for pack in plan([plain], TRAINING.model_copy(update={"joint": 0})))

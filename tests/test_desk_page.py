@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Route
 
 from service import accounts, db
-from service.labels import Labels
+from service.labels import Choice, Labels, Mentions
 from service.models import Item, Review, Role, now
 from service.route import Code, Decision, Outcome, Reason
 from service.schema import Schema, load
@@ -550,6 +550,63 @@ def test_the_page_fits_a_phone(browser: Browser, shop: Shop) -> None:
         bob.page.locator(".text mark").first.tap()
         bob.page.locator(".marking button", has_text="organization").tap()
         assert bob.marks()[0] == ("Bongani", "organization")
+
+
+ROOMS = [
+    f"{side} {room}" for side in ("north", "south", "old", "new") for room in ("hall", "kitchen", "attic", "study")
+]
+THINGS = [
+    f"{kind} {thing}" for kind in ("red", "blue", "wooden", "small") for thing in ("chair", "lamp", "clock", "rug")
+]
+SPARE = [f"number {n}" for n in range(20)]
+MANY = Schema.model_validate(
+    {
+        "name": "many",
+        "tasks": [
+            {"name": "room", "kind": "choice", "labels": [{"name": name} for name in (*ROOMS, *SPARE)]},
+            {"name": "things", "kind": "spans", "labels": [{"name": name} for name in (*THINGS, *SPARE)]},
+        ],
+    }
+)
+
+
+def test_of_more_labels_than_keys_one_is_found_by_its_name(ann: Desk, shop: Shop) -> None:
+    text = "The clock by the door"
+    said = Labels(choices={"room": Choice(label="north hall", confidence=0.5)}, mentions={"things": Mentions()})
+    first, second = opened(ann, shop, [Play(text, said), Play(text, said)], MANY)
+    ann.press("=")
+    ann.page.keyboard.type("kit")
+    assert ann.page.locator(".option:visible").count() == 4
+    ann.press("ArrowDown", "Enter")  # the second of the kitchens
+    assert ann.choice("room") == "south kitchen"
+    assert ann.page.locator(".option:visible").count() == len(ROOMS) + len(SPARE)
+    ann.press("ArrowRight", "ArrowRight", "=")
+    ann.page.keyboard.type("wood clo")
+    ann.press("Enter")
+    assert ann.marks() == [("clock", "wooden clock")]
+    ann.press("=")  # the mark is selected, so its label is asked for
+    ann.page.keyboard.type("clock sofa")
+    ann.press("Enter")
+    assert "No label has “clock sofa” in its name" in ann.said()
+    ann.press("Escape", "Escape", "=")  # nothing is selected: of the choice
+    ann.page.keyboard.type("OLD att")
+    ann.settle("Shift+Enter")
+    assert review_of(shop, first).labels == {
+        "room": "old attic",
+        "things": [{"start": 4, "end": 9, "label": "wooden clock", "text": "clock"}],
+    }
+    ann.page.get_by_label("Room: find a label by its name").fill("new study")
+    ann.page.locator(".option", has_text="new study").click()
+    assert ann.choice("room") == "new study"
+    ann.settle("Enter")
+    assert review_of(shop, second).labels["room"] == "new study"
+
+
+def test_where_every_label_has_a_key_there_is_nothing_to_find(ann: Desk, shop: Shop) -> None:
+    opened(ann, shop, [Play("Few", labels("Few", "neutral"))])
+    ann.press("=")
+    assert ann.page.locator(".finder").count() == 0
+    assert "Every label here has a key of its own" in ann.said()
 
 
 def keys_table() -> list[dict[str, Any]]:

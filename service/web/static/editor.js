@@ -256,6 +256,7 @@ class Editor {
     return {
       revert: () => this.revert(),
       jump: () => this.openJump(),
+      find: () => this.openFinder(),
       remove: () => this.remove(),
       drop: () => this.select(null),
       right: () => this.step(1),
@@ -407,6 +408,7 @@ class Editor {
     this.pane.setAttribute("role", "group");
     this.pane.setAttribute("aria-label", "Text");
     this.fields = new Map();
+    this.finders = new Map();
     this.jumpField = make("input");
     this.jumpField.type = "text";
     this.jumpField.autocomplete = "off";
@@ -430,15 +432,17 @@ class Editor {
     const bar = make("div", "marking");
     bar.setAttribute("role", "group");
     bar.setAttribute("aria-label", `${title(task)}: label of the selected words`);
-    task.labels.forEach((label, k) => {
+    const entries = task.labels.map((label, k) => {
       const button = make("button", `label hue-${k % HUES}`, ...caps(this.keys.get(task.name)[k]), make("bdi", "", shown(label)));
       button.type = "button";
       button.tabIndex = -1; // by its key; a screen reader finds it all the same
       button.title = label.definition;
       button.addEventListener("mousedown", (event) => event.preventDefault()); // keeps the selection
       button.addEventListener("click", () => this.mark(label));
-      bar.append(button);
+      return [label, button];
     });
+    bar.append(...this.buildFinder(task, entries, (label) => this.mark(label), () => this.pane.focus()));
+    bar.append(...entries.map(([, button]) => button));
     const remove = make("button", "label remove", make("kbd", "", "Del"), "remove");
     remove.type = "button";
     remove.tabIndex = -1;
@@ -455,7 +459,9 @@ class Editor {
     field.append(make("legend", "", make("bdi", "", title(task))));
     if (task.instruction) field.append(make("p", "soft instruction", task.instruction));
     const options = make("div", task.labels.length > 6 ? "options many" : "options");
-    task.labels.forEach((label, k) => options.append(this.buildOption(task, label, k, said)));
+    const entries = task.labels.map((label, k) => [label, this.buildOption(task, label, k, said)]);
+    options.append(...entries.map(([, option]) => option));
+    field.append(...this.buildFinder(task, entries, (label) => this.choose(task, label), () => this.focus(task.name)));
     field.append(options);
     field.addEventListener("focusin", () => this.enter(task.name));
     this.fields.set(task.name, field);
@@ -483,6 +489,65 @@ class Editor {
     return option;
   }
 
+  /**
+   * Where a task has more labels than there are keys: a field that shows only the labels whose names hold what is typed.
+   * entries: [label, what shows it]. Enter takes the nearest; back() puts the focus where it was.
+   */
+  buildFinder(task, entries, take, back) {
+    if (this.keys.get(task.name).every(({ digit, letter }) => digit || letter)) return [];
+    const field = make("input");
+    field.type = "search";
+    field.autocomplete = "off";
+    field.placeholder = `find one of ${task.labels.length}`;
+    field.setAttribute("aria-label", `${title(task)}: find a label by its name`);
+    let matches = [];
+    const narrow = () => {
+      const near = entries.map(([label, entry]) => ({ label, entry, nearness: nearness(shown(label), field.value) }));
+      matches = field.value.trim() ? near.filter((one) => one.nearness).sort((a, b) => b.nearness - a.nearness) : [];
+      for (const { entry, nearness } of near) entry.hidden = nearness === 0;
+      point(0);
+    };
+    const point = (by) => {
+      matches.push(...matches.splice(0, (by + matches.length) % (matches.length || 1)));
+      for (const [, entry] of entries) entry.classList.toggle("found", entry === matches[0]?.entry);
+    };
+    const act = { ArrowDown: () => point(1), ArrowUp: () => point(-1), Escape: () => this.leaveFinders(back) };
+    act.Enter = (withShift) => {
+      const label = matches[0]?.label;
+      if (!label) return this.tell(field.value ? `No label has “${field.value}” in its name` : "Type a part of the label’s name");
+      this.leaveFinders(back);
+      take(label);
+      if (withShift && this.onSettle) this.onSettle();
+    };
+    field.addEventListener("input", narrow);
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || !(event.key in act)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      act[event.key](event.shiftKey);
+    });
+    this.finders.set(task.name, field);
+    return [make("label", "finder", make("kbd", "", "="), field)];
+  }
+
+  /** Show all labels again, and go back. */
+  leaveFinders(back = () => {}) {
+    for (const field of this.finders.values()) {
+      if (!field.value) continue;
+      field.value = "";
+      field.dispatchEvent(new Event("input"));
+    }
+    back();
+  }
+
+  /** Of the marks where words are selected, else of the choice in focus. */
+  openFinder() {
+    const isForSpan = this.range && this.reading.contains(document.activeElement);
+    const field = this.finders.get(isForSpan ? this.spansTask?.name : this.current ?? this.spansTask?.name);
+    if (field) field.focus();
+    else this.tell("Every label here has a key of its own");
+  }
+
   enter(task) {
     this.current = task;
     for (const [name, field] of this.fields) field.classList.toggle("current", name === task);
@@ -499,6 +564,7 @@ class Editor {
     this.pieces = renderMarked(this.pane, this.text, this.spans, describe);
     this.pane.scrollTop = top;
     if (this.spansTask) this.showList(hue);
+    this.leaveFinders();
     this.paint();
   }
 
@@ -678,6 +744,14 @@ export function percent(share, digits = 0) {
   if (Number(shownAs) === 100 && share < 1) return "over 99 %";
   if (Number(shownAs) === 0 && share > 0) return "under 1 %";
   return `${shownAs} %`;
+}
+
+/** 0 where a typed word is not in the name, 1 where all are, 2 where each begins a word of it, 3 where it is the name. */
+function nearness(name, typed) {
+  const [whole, words] = [name.toLocaleLowerCase(), typed.toLocaleLowerCase().split(/\s+/u).filter(Boolean)];
+  if (!words.every((word) => whole.includes(word))) return 0;
+  if (whole === words.join(" ")) return 3;
+  return words.every((word) => whole.split(/[^\p{L}\p{N}]+/u).some((part) => part.startsWith(word))) ? 2 : 1;
 }
 
 function inside(offset, start, end) {

@@ -10,6 +10,7 @@ export const KEYS = [
   {"does": "settle", "keys": ["Enter", "a"], "where": "page", "says": "Accept as it is shown, and go on"},
   {"does": "label", "keys": ["1 … 9", "0", "letter"], "where": "page", "says": "Choose the label with this key; in the text: mark the selected words with it"},
   {"does": "label-settle", "keys": ["Shift+1 … 9", "Shift+letter"], "where": "page", "says": "The same, and settle the item with it"},
+  {"does": "find", "keys": ["="], "where": "page", "says": "Find a label by its name, where there are more than keys: Enter takes it, Shift+Enter settles with it"},
   {"does": "next-task", "keys": ["Tab", "Shift+Tab"], "where": "page", "says": "To the next or the last task"},
   {"does": "skip", "keys": ["s"], "where": "page", "says": "Skip: hand the item back unsettled"},
   {"does": "flag", "keys": ["f"], "where": "page", "says": "Flag a gap in the guideline, with a note"},

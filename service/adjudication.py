@@ -64,10 +64,14 @@ class Dispute:
 
 @dataclass(frozen=True, slots=True)
 class Held(Dispute):
-    """A dispute in a lead's hands. fence: to be named with the decision. lease_until: nobody else is given it."""
+    """A dispute in a lead's hands. fence: to be named with the decision. lease_until: nobody else is given it.
+
+    own: whether one of the answers is the lead's.
+    """
 
     fence: int
     lease_until: datetime
+    own: bool
 
 
 def listing(session: Session, after: int = 0, limit: int = 50) -> Page[Dispute]:
@@ -97,7 +101,7 @@ def claim(session: Session, item_id: int, lead: str, lease_seconds: float, *, al
     session.flush()
     found = _disputes(session, [item])[0]
     fields = {field: getattr(found, field) for field in Dispute.__slots__}
-    return Held(**fields, fence=item.fence, lease_until=item.lease_until)
+    return Held(**fields, fence=item.fence, lease_until=item.lease_until, own=lead in readers(session, item_id))
 
 
 def release(session: Session, item_id: int, fence: int, lead: str) -> None:
@@ -158,10 +162,14 @@ def _check_disputed(item: Item) -> None:
         raise Conflict(f"item {item.id} is {item.state} and waits for no lead")
 
 
+def readers(session: Session, item_id: int) -> set[str]:
+    """Names of those who have given an answer to the item that they have not taken back."""
+    said = select(Review.reviewer).where(Review.item_id == item_id, col(Review.withdrawn_at).is_(None))
+    return set(session.exec(said))
+
+
 def _check_impartial(session: Session, item_id: int, lead: str, alone: bool) -> None:
-    theirs = select(Review.id).where(Review.item_id == item_id, Review.reviewer == lead)
-    said = session.exec(theirs.where(col(Review.withdrawn_at).is_(None)).limit(1)).first()
-    if said is not None and not alone:
+    if not alone and lead in readers(session, item_id):
         raise Conflict(f"item {item_id} has an answer of yours; another lead settles it")
 
 

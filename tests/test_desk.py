@@ -6,21 +6,24 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command
 from alembic.config import Config
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlmodel import Session, col, select
 
-from service import adjudication, audit, batches, bulk, db, export, gold, review, similar, undo, workload
+from service import accounts, adjudication, audit, batches, bulk, db, export, gold, review, similar, undo, workload
 from service.errors import Conflict, Invalid, NotFound
-from service.models import Item, LedgerEntry, Review, State
+from service.models import Item, LedgerEntry, Review, Role, State
 from service.review import Cost
 from service.route import ONCE, Code, Decision, Outcome, Policy, Readings, Reason, lot, readings
+from tests.serving import error, make_app
 from tests.stage import DOUBT, RECIPE, Play, labels, stage
 from tests.test_desk_machine import Clock
 from tests.test_review import answer, claim, claimed, entries
@@ -292,6 +295,32 @@ def test_who_is_alone_decides_what_they_answered_and_the_answer_says_so(database
         held = adjudication.claim(session, item, "ann", 60, alone=True)
         found, own = adjudication.settle(session, item, held.fence, "ann", said("negative"), "sure", alone=True)
     assert (found.reviewer, own) == ("ann", True)
+
+
+def test_a_lead_settles_their_own_dispute_only_where_no_other_lead_could(tmp_path: Path) -> None:
+    app = make_app(tmp_path, host="0.0.0.0", workers=0)
+    with TestClient(app) as client:
+        database = app.state.running.database
+        _, (item,) = stage(database, [play(0.5, TWICE)])
+        for name, word in (("lea", "negative"), ("admin", "positive")):
+            answer(database, claimed(database, name), name, said(word))
+
+        def lead(name: str) -> dict[str, str]:
+            with db.begin(database) as session:
+                accounts.add(session, name, [Role.lead], who="tests")
+                _, key = accounts.add_key(session, name, "", who="tests")
+            return {"Authorization": f"Bearer {key}"}
+
+        lea, dispute = lead("lea"), f"/v1/adjudications/{item}"
+        held_by_lea = client.post(f"{dispute}/claim", headers=lea).json()
+        assert held_by_lea["own"] is True
+        client.post(f"{dispute}/release", headers=lea, json={"fence": held_by_lea["fence"]})
+        max_ = lead("max")
+        error(client.post(f"{dispute}/claim", headers=lea), 409, "conflict")
+        held_by_max = client.post(f"{dispute}/claim", headers=max_).json()
+        decision = {"labels": said("neutral"), "reason": "see 2.1"}
+        decided = client.post(f"{dispute}/resolve", headers=max_, json={"fence": held_by_max["fence"], **decision})
+        assert (held_by_max["own"], decided.json()["own"]) == (False, False)
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
+from sqlmodel import Session
 
-from service import adjudication
+from service import accounts, adjudication
 from service.adjudication import Dispute, Held
 from service.api.bodies import Route
 from service.api.dependencies import (
@@ -60,7 +61,7 @@ def listing(session: ReadDep, _caller: LeadDep, after: After = 0, limit: Limit =
 def claim(item: ItemId, session: SessionDep, service: RunningDep, caller: LeadDep) -> Held:
     """Hold it until `lease_until`. Asking again gives the same fence; a conflict where another lead holds it."""
     seconds = service.settings.review_lease_seconds
-    return adjudication.claim(session, item, caller.name, seconds, alone=_alone(caller))
+    return adjudication.claim(session, item, caller.name, seconds, alone=_alone(session, item, caller))
 
 
 @router.post(
@@ -79,11 +80,11 @@ def release(item: ItemId, held: Release, session: SessionDep, caller: LeadDep) -
 def decide(item: ItemId, wanted: Decide, session: SessionDep, caller: LeadDep) -> Decided:
     """Say what stands, and why. The same decision again gives the same review."""
     found, own = adjudication.settle(
-        session, item, wanted.fence, caller.name, wanted.labels, wanted.reason, alone=_alone(caller)
+        session, item, wanted.fence, caller.name, wanted.labels, wanted.reason, alone=_alone(session, item, caller)
     )
     return Decided(**resolved(session, found).model_dump(), own=own)
 
 
-def _alone(caller: Caller) -> bool:
-    """Whether there is no other lead: who asks an open service is the only one there is."""
-    return caller == LOCAL
+def _alone(session: Session, item: int, caller: Caller) -> bool:
+    """Whether nobody else could settle it: every other lead has answered it too. An open service has one caller."""
+    return caller == LOCAL or accounts.leads(session) - {caller.name} <= adjudication.readers(session, item)

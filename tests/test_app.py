@@ -113,7 +113,7 @@ def test_a_service_that_stops_gives_back_what_it_holds(tmp_path: Path, monkeypat
         batch = post_batch(client, "wait")
         until(lambda: client.get(f"/v1/batches/{batch}").json()["counts"]["leased"] == 1)
         began = time.monotonic()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
     with serving(tmp_path, workers=0) as client:
         assert client.get(f"/v1/batches/{batch}").json()["counts"]["queued"] == 1
 

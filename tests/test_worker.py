@@ -303,7 +303,7 @@ def test_a_cancelled_batch_is_no_longer_worked_on(database: Database) -> None:
         with db.begin(database) as session:
             batches.cancel(session, batch)
 
-    run(database, fake, lambda: fake.cancelled == 8, settings=Settings(chunk=8, lease_seconds=1), meanwhile=cancel)
+    run(database, fake, lambda: fake.cancelled == 8, settings=Settings(chunk=8, lease_seconds=3), meanwhile=cancel)
     assert states(database, batch) == {State.cancelled: 8}
 
 

@@ -46,7 +46,7 @@ __all__ = [
 
 SHORTEST_KEY = 16
 API = ("/v1/", "/metrics")
-PAGES = ("/review", "/adjudicate", "/quality", "/accounts", "/password", "/signed-in", "/sign-out")
+PAGES = ("/review", "/adjudicate", "/quality", "/evaluations", "/accounts", "/password", "/signed-in", "/sign-out")
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FORM = "application/x-www-form-urlencoded"
 LARGEST_FORM = 1_000_000  # bytes

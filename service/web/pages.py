@@ -46,6 +46,7 @@ PLACES = (
     Place("/review", "Review", Role.reviewer),
     Place("/adjudicate", "Adjudicate", Role.lead),
     Place("/quality", "Quality", Role.lead),
+    Place("/evaluations", "Evaluations", Role.client),
     Place("/accounts", "Accounts", Role.admin),
 )
 
@@ -64,3 +65,8 @@ def render(request: Request, template: str, page: Any, status: int = 200) -> HTM
     html = _templates.get_template(template).render(**content, **shared)
     # With `no-referrer` browsers would not say where a form comes from, and it would be refused.
     return HTMLResponse(html, status, {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin"})
+
+
+def blank(value: Any) -> Any:
+    """None for what was left empty: a form sends such fields too."""
+    return None if value == "" else value

@@ -20,7 +20,7 @@ from service.errors import NotFound
 from service.models import Batch, now
 from service.report import visible
 from service.scope import Scope
-from service.web.pages import render
+from service.web.pages import blank, render
 
 router = APIRouter(include_in_schema=False)
 
@@ -30,13 +30,8 @@ OTHERS = "other labels"
 SEALED = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
-def _blank(value: Any) -> Any:
-    """A form sends fields that were left empty."""
-    return None if value == "" else value
-
-
-Asked = Annotated[Word | None, BeforeValidator(_blank), Query()]
-Day = Annotated[datetime | date | None, BeforeValidator(_blank), Query()]
+Asked = Annotated[Word | None, BeforeValidator(blank), Query()]
+Day = Annotated[datetime | date | None, BeforeValidator(blank), Query()]
 
 
 @dataclass(frozen=True, slots=True)

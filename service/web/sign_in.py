@@ -14,7 +14,7 @@ from service.auth import check_same_site, own_path
 from service.errors import Invalid, NotFound, Paused, ServiceError, Unauthorized
 from service.models import Account
 from service.running import Running
-from service.web.pages import render
+from service.web.pages import PLACES, render
 
 router = APIRouter(include_in_schema=False)
 
@@ -48,8 +48,9 @@ class PasswordPage:
 
 
 @router.get("/")
-def start(_caller: AnyoneDep) -> Response:
-    return RedirectResponse("/review", 303)
+def start(caller: AnyoneDep) -> Response:
+    """To the first page that is open to them."""
+    return RedirectResponse(next(place.path for place in PLACES if place.role in caller.roles), 303)
 
 
 @router.get("/sign-in")

@@ -106,7 +106,7 @@ def until(holds: Any, seconds: float = 10.0) -> None:
 
 
 def post_batch(client: TestClient, *texts: str, key: str | None = None, **more: Any) -> str:
-    """The id of a batch of the schema `mood`: nothing is drawn by lot, one person reads a text and sees the proposal."""
+    """A batch of the schema `mood`: nothing is drawn by lot, each text has one reader who sees the proposal; its id."""
     body = {"texts": [{"text": text} for text in texts], "schema": "mood"} | more
     body["policy"] = {"reviewed_twice": 0, "proposal_hidden": 0, "audit_share": 0} | more.get("policy", {})
     response = client.post("/v1/batches", json=body, headers={"Idempotency-Key": key} if key else {})

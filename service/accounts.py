@@ -98,12 +98,6 @@ def listing(session: Session) -> list[Account]:
     return list(session.exec(select(Account).order_by(col(Account.name))))
 
 
-def leads(session: Session) -> set[str]:
-    """Names of those who may settle what readers disagree on."""
-    able = select(Account).where(col(Account.disabled_at).is_(None))
-    return {account.name for account in session.exec(able) if {Role.lead, Role.admin} & set(account.roles)}
-
-
 def keys(session: Session) -> dict[int, list[ApiKey]]:
     """The keys that are good, by their account's id, the oldest first."""
     found: dict[int, list[ApiKey]] = {}

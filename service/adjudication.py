@@ -101,7 +101,8 @@ def claim(session: Session, item_id: int, lead: str, lease_seconds: float, *, al
     session.flush()
     found = _disputes(session, [item])[0]
     fields = {field: getattr(found, field) for field in Dispute.__slots__}
-    return Held(**fields, fence=item.fence, lease_until=item.lease_until, own=lead in readers(session, item_id))
+    own = any(one.reviewer == lead for one in found.answers)
+    return Held(**fields, fence=item.fence, lease_until=item.lease_until, own=own)
 
 
 def release(session: Session, item_id: int, fence: int, lead: str) -> None:

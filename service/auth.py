@@ -41,6 +41,7 @@ __all__ = [
     "check_same_site",
     "expanded",
     "is_loopback",
+    "leads",
     "own_path",
 ]
 
@@ -80,6 +81,12 @@ def expanded(roles: Iterable[str]) -> frozenset[Role]:
     """The roles with those that they imply."""
     given = {Role(role) for role in roles}
     return frozenset(given.union(*(IMPLIED.get(role, ()) for role in given)))
+
+
+def leads(session: Session) -> set[str]:
+    """Names of the accounts that may settle what readers disagree on."""
+    able = (account for account in accounts.listing(session) if account.disabled_at is None)
+    return {account.name for account in able if Role.lead in expanded(account.roles)}
 
 
 class Door:

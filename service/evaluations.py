@@ -128,15 +128,16 @@ def schema_of(session: Session, run: EvaluationRun) -> SchemaVersion:
     return session.get_one(SchemaVersion, run.schema_id)
 
 
-def listing(session: Session, after: str | None, limit: int) -> list[EvaluationRun]:
-    """At most `limit` runs, the newest first, those older than the run `after`; without documents and standards."""
+def listing(session: Session, after: str | None, limit: int, *, whole: bool = False) -> list[EvaluationRun]:
+    """At most `limit` runs, the newest first, those older than the run `after`; whole: with documents and standards."""
     query = select(EvaluationRun).order_by(col(EvaluationRun.created_at).desc(), col(EvaluationRun.id).desc())
     last = session.get(EvaluationRun, after) if after else None
     if last is not None:
         place = (last.created_at, last.id)
         query = query.where(tuple_(col(EvaluationRun.created_at), col(EvaluationRun.id)) < place)
-    light = (defer(col(EvaluationRun.document)), defer(col(EvaluationRun.standard)))  # type: ignore[arg-type]
-    return list(session.exec(query.options(*light).limit(limit)))
+    if not whole:
+        query = query.options(defer(col(EvaluationRun.document)), defer(col(EvaluationRun.standard)))  # type: ignore[arg-type]
+    return list(session.exec(query.limit(limit)))
 
 
 def cancel(session: Session, run_id: str) -> tuple[EvaluationRun, bool]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from sqlmodel import Session
 
-from service import accounts, adjudication
+from service import adjudication
 from service.adjudication import Dispute, Held
 from service.api.bodies import Route
 from service.api.dependencies import (
@@ -23,7 +23,7 @@ from service.api.dependencies import (
     errors,
 )
 from service.api.reviews import ANSWER, Fence, ItemId, Release, Resolved, resolved
-from service.auth import LOCAL, Caller
+from service.auth import LOCAL, Caller, leads
 from service.review import MAX_NOTE
 
 router = APIRouter(route_class=Route, tags=["reviews"])
@@ -87,4 +87,4 @@ def decide(item: ItemId, wanted: Decide, session: SessionDep, caller: LeadDep) -
 
 def _alone(session: Session, item: int, caller: Caller) -> bool:
     """Whether nobody else could settle it: every other lead has answered it too. An open service has one caller."""
-    return caller == LOCAL or accounts.leads(session) - {caller.name} <= adjudication.readers(session, item)
+    return caller == LOCAL or leads(session) - {caller.name} <= adjudication.readers(session, item)

@@ -90,7 +90,7 @@ def page(
     _caller: ClientDep,
     after: Annotated[Word | None, Query(max_length=32)] = None,
 ) -> HTMLResponse:
-    found = evaluations.listing(session, after, SHOWN)
+    found = evaluations.listing(session, after, SHOWN, whole=True)
     current = standards.versions_in_force(session)
     history = standards.history(session, limit=SHOWN)
     names = session.exec(select(SchemaVersion.name).distinct().order_by(col(SchemaVersion.name)))

@@ -3,6 +3,10 @@
 A pack of texts is one sequence: the beginning that their prompts share, then each text with its answer, which sees the
 beginning and itself alone. The beginning is computed once a pack, nothing is padded, and every token has the place and
 the view that it has in use. The loss is on the answers only.
+
+A text that is also in the pack with an instruction to its reader adds how far the two answers differ: what the model
+makes of the plain text is what it has to make of the other (consistency training, arXiv 2403.05518, here on
+probabilities). The right label alone does not teach that where the model is unsure: any further sentence sways it.
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import pairwise, takewhile
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, scaled_dot_product_attention
 
 from service.engine import Message
 from service.engine.embedded import HUB_NAME, WEIGHTS, model_folder
@@ -38,6 +42,7 @@ STEP_PACKS = 2
 WARM_UP = 40  # steps, or a tenth of a short training
 FLOOR = 0.02  # of the peak rate, at the end
 DECAY = 0.01  # weight decay
+CONSISTENCY = 4.0  # weight of a text's divergence from its plain twin, against that of its loss
 CLIP = 1.0  # largest norm of a step's gradient
 MEASURES = 8  # times that the held-out texts are measured, besides the beginning
 CHECKPOINT_SECONDS = 300
@@ -50,6 +55,7 @@ class Laid:
 
     ids, positions: (1, T). segment: (T,) 0 for the shared beginning, then 1, 2, … for the texts.
     asked: (A,) the places whose next token is an answer's; answer: (A,) that token; example: (A,) which text.
+    swayed, plain: (P,) numbers within `asked`: the answer to a text with an instruction, and to the same text without.
     """
 
     ids: torch.Tensor
@@ -58,12 +64,14 @@ class Laid:
     asked: torch.Tensor
     answer: torch.Tensor
     example: torch.Tensor
+    swayed: torch.Tensor
+    plain: torch.Tensor
     examples: int
 
     def to(self, device: torch.device) -> Laid:
-        tensors = (self.ids, self.positions, self.segment, self.asked, self.answer, self.example)
-        ids, positions, segment, asked, answer, example = (tensor.to(device) for tensor in tensors)
-        return Laid(ids, positions, segment, asked, answer, example, self.examples)
+        kept = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved: dict[str, Any] = {name: one.to(device) for name, one in kept.items() if isinstance(one, torch.Tensor)}
+        return replace(self, **moved)
 
     @cached_property
     def beginning(self) -> int:
@@ -155,8 +163,8 @@ def lay_out(pack: Pack, prompt: Prompt, tokenizer: Tokenizer) -> Laid | None:
     if not asked:
         return None
     end = tokenizer.hf.eos_token_id
-    prompts = [tokenizer.encode((Message("system", s), Message("user", u))) for (s, u), _ in asked]
-    answers = [[*tokenizer.plain(completion), end] for _, completion in asked]
+    prompts = [tokenizer.encode((Message("system", s), Message("user", u))) for _, (s, u), _ in asked]
+    answers = [[*tokenizer.plain(completion), end] for _, _, completion in asked]
     alike = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
     shared = min(sum(takewhile(bool, alike)), min(map(len, prompts)) - 1)
     ids, positions, segment = prompts[0][:shared], list(range(shared)), [0] * shared
@@ -172,6 +180,7 @@ def lay_out(pack: Pack, prompt: Prompt, tokenizer: Tokenizer) -> Laid | None:
         ids = ids + branch
         positions += range(shared, shared + len(branch))
         segment += [number + 1] * len(branch)
+    swayed, plain = _twins(pack, [number for number, _, _ in asked], answers)
     return Laid(
         torch.tensor([ids]),
         torch.tensor([positions]),
@@ -179,8 +188,25 @@ def lay_out(pack: Pack, prompt: Prompt, tokenizer: Tokenizer) -> Laid | None:
         torch.tensor(places),
         torch.tensor(targets),
         torch.tensor(example),
+        torch.tensor(swayed, dtype=torch.long),
+        torch.tensor(plain, dtype=torch.long),
         len(asked),
     )
+
+
+def _twins(pack: Pack, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """`Laid.swayed` and `Laid.plain`. numbers: of the texts asked, in the pack; answers: theirs."""
+    place = {number: at for at, number in enumerate(numbers)}
+    ends = list(accumulate(map(len, answers)))
+    swayed: list[int] = []
+    plain: list[int] = []
+    for one, other in pack.plain.items():
+        mine, twin = place.get(one), place.get(other)
+        # a marked mention may be another occurrence with the instruction before it
+        if mine is not None and twin is not None and answers[mine] == answers[twin]:
+            swayed += range(ends[mine] - len(answers[mine]), ends[mine])
+            plain += range(ends[twin] - len(answers[twin]), ends[twin])
+    return swayed, plain
 
 
 def declared(
@@ -311,10 +337,10 @@ class Trainer:
             if one is None:
                 continue
             with self._precision():
-                logits = self._logits(one)
-            loss = cross_entropy(logits.float(), one.answer, reduction="sum") / texts
-            torch.autograd.backward(loss)
+                logits = self._logits(one).float()
+            loss = cross_entropy(logits, one.answer, reduction="sum") / texts
             total += loss.item()
+            torch.autograd.backward(loss + CONSISTENCY * _divergence(logits, one) / texts)
             self.progress.tokens += one.ids.shape[1]
         torch.nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
@@ -439,6 +465,13 @@ def _with_adapter(model: PreTrainedModel, training: Training, half: bool, start:
         return PeftModel.from_pretrained(model, start, is_trainable=True, autocast_adapter_dtype=True).train()
     config = LoraConfig(r=training.rank, lora_alpha=training.alpha, target_modules=MODULES, bias="none")
     return get_peft_model(model, config, autocast_adapter_dtype=True).train()
+
+
+def _divergence(logits: torch.Tensor, laid: Laid) -> torch.Tensor:
+    """Kullback-Leibler divergence, in nats, of what is said of texts with an instruction from what is said without."""
+    said = log_softmax(logits[laid.swayed], -1)
+    meant = log_softmax(logits[laid.plain].detach(), -1)
+    return kl_div(said, meant, reduction="sum", log_target=True)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -94,7 +94,7 @@ def test_every_text_of_every_pack_keeps_its_labels_and_can_be_read_back(seed: in
         wire = PROMPT.open_wire(pack.schema)
         asked = list(questions(pack, PROMPT))
         assert len(asked) == len(pack.gold)
-        for gold, ((_, user), completion) in zip(pack.gold, asked, strict=True):
+        for gold, (_, (_, user), completion) in zip(pack.gold, asked, strict=True):
             assert user.endswith(f"Text: {gold.text}")
             said = parse(completion, windows(gold.text)[0], pack.schema, wire)
             assert {c.task.name: c.label for c in said.choices} == {k: c.label for k, c in gold.labels.choices.items()}
@@ -169,12 +169,16 @@ def test_what_is_held_out_is_never_trained_on() -> None:
     assert not kept & {gold.text for pack in plan(PARTS, Training(sets={}, injected=0.0)) for gold in pack.gold}
 
 
-def test_an_instruction_in_the_text_changes_no_label() -> None:
+def test_a_share_of_the_texts_comes_again_with_an_instruction_and_the_same_labels() -> None:
     told = [part for phrase in INJECTIONS for part in phrase.split("{}") if len(part) > 8]
     packs = plan([part("feelings", feelings(), 600)], Training(sets={}, injected=0.5))
-    hit = [gold for pack in packs for gold in pack.gold if any(piece in gold.text for piece in told)]
-    assert 150 < len(hit) < 450
-    assert all(gold.labels.choices["sentiment"].label == truth(gold)["sentiment"] for gold in hit)
+    assert 200 < sum(len(pack.plain) for pack in packs) < 400
+    for pack in packs:
+        assert not any(piece in gold.text for gold in pack.gold[: min(pack.plain)] for piece in told)
+        assert set(pack.plain) == set(range(min(pack.plain), len(pack.gold)))
+        for swayed, plain in pack.plain.items():
+            assert pack.gold[plain].text in pack.gold[swayed].text != pack.gold[plain].text
+            assert pack.gold[swayed].labels == pack.gold[plain].labels
 
 
 def test_no_instruction_that_is_measured_with_is_trained_on() -> None:
@@ -184,7 +188,7 @@ def test_no_instruction_that_is_measured_with_is_trained_on() -> None:
 
 
 def test_a_pack_of_a_short_label_list_has_many_texts_and_never_more_than_fit() -> None:
-    sizes = [len(pack.gold) for pack in plan(PARTS, TRAINING)]
+    sizes = [len(pack.gold) - len(pack.plain) for pack in plan(PARTS, TRAINING)]
     assert max(sizes) <= 32
     assert sum(sizes) / len(sizes) > 8
 

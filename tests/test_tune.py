@@ -65,7 +65,7 @@ def test_each_text_of_a_pack_is_seen_as_it_is_seen_alone(tiny: Path, tmp_path: P
         with torch.no_grad():
             together = one._logits(laid)
         at = apart = 0
-        for (system, user), completion in questions(pack, PROMPT):
+        for _, (system, user), completion in questions(pack, PROMPT):
             question = tokenizer.encode((Message("system", system), Message("user", user)))
             answer = [*tokenizer.plain(completion), tokenizer.hf.eos_token_id]
             with torch.no_grad():
@@ -76,6 +76,31 @@ def test_each_text_of_a_pack_is_seen_as_it_is_seen_alone(tiny: Path, tmp_path: P
             apart += len(question) + len(answer)
         assert at == len(laid.answer)
         assert len(laid.segment) < apart
+
+
+def test_what_is_said_with_an_instruction_is_held_to_what_is_said_without(tiny: Path, tmp_path: Path) -> None:
+    one = trainer(tiny, tmp_path)
+    one.model.eval()
+    pack = next(pack for pack in one.packs if len(pack.plain) > 1)
+    laid = one._laid_out(pack)
+    assert laid is not None
+    assert laid.answer[laid.swayed].tolist() == laid.answer[laid.plain].tolist()
+    asked = set(laid.example[laid.swayed].tolist())
+    assert asked <= set(pack.plain)
+    assert {pack.plain[number] for number in asked} == set(laid.example[laid.plain].tolist())
+
+    def apart() -> float:
+        with torch.no_grad():
+            return float(tune._divergence(one._logits(laid), laid))
+
+    first = apart()
+    assert first > 0
+    optimizer = torch.optim.AdamW(one.weights, lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        torch.autograd.backward(tune._divergence(one._logits(laid), laid))
+        optimizer.step()
+    assert apart() < first / 2
 
 
 def test_a_training_learns_and_leaves_adapter_curve_and_log(tiny: Path, tmp_path: Path) -> None:
@@ -146,7 +171,7 @@ def test_the_merged_adapter_says_what_the_trained_model_said(tiny: Path, tmp_pat
     pack = held_out(PARTS, TRAINING)[0]
     laid = tune.lay_out(pack, PROMPT, tokenizer)
     assert laid is not None
-    (system, user), completion = next(questions(pack, PROMPT))
+    _, (system, user), completion = next(questions(pack, PROMPT))
     ids = tokenizer.encode((Message("system", system), Message("user", user)))
     count = len(tokenizer.plain(completion)) + 1
     with torch.no_grad():

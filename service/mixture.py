@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from random import Random
 
 from pydantic import Field
@@ -37,7 +38,7 @@ MENTIONED = 0.75  # share of texts asked for spans that hold one of the types of
 LEAST_OTHER = 0.05  # share of texts that are "other" where every label of the set is offered, at least
 PACK_TOKENS = 480  # of texts and answers in a pack, about; half as many again as its beginning has where that is more
 HELD_OUT = 32  # of a set without a dev file, one text in so many is not trained on
-HELD_OUT_TEXTS = 16  # held-out texts of each part
+HELD_OUT_TEXTS = 16  # held-out texts of each set
 
 # Instructions to the reader of a text, which are only text. {} is a label.
 INJECTIONS = (
@@ -139,13 +140,22 @@ def plan(parts: Sequence[Part], training: Training) -> list[Pack]:
 
 
 def held_out(parts: Sequence[Part], training: Training) -> list[Pack]:
-    """Texts that are not trained on, asked as they will be in use: all tasks, all labels, in the schema's order."""
-    packs = []
+    """Texts that are not trained on, asked as they will be in use: all tasks, all labels, in the schema's order.
+
+    HELD_OUT_TEXTS of each set; the name of a pack is its set's.
+    """
+    kept: dict[str, list[tuple[bytes, Gold, Part]]] = defaultdict(list)
     for part in parts:
-        gold = part.splits.get("dev") or [gold for gold in part.splits.get("train", ()) if _is_held_out(gold)]
-        chosen = sorted(gold, key=lambda gold: hashlib.sha256(gold.text.encode()).digest())[:HELD_OUT_TEXTS]
-        if part.examples and chosen:
-            packs.append(Pack(part.name, part.schema, tuple(chosen)))
+        every = part.splits.get("dev") or [one for one in part.splits.get("train", ()) if _is_held_out(one)]
+        kept[part.of] += [(hashlib.sha256(one.text.encode()).digest(), one, part) for one in every if part.examples]
+    packs = []
+    for name, candidates in kept.items():
+        chosen: dict[str, list[Gold]] = defaultdict(list)
+        schemas: dict[str, Schema] = {}
+        for _, gold, part in sorted(candidates, key=itemgetter(0))[:HELD_OUT_TEXTS]:
+            chosen[part.name].append(gold)
+            schemas[part.name] = part.schema
+        packs += [Pack(name, schemas[one], tuple(texts)) for one, texts in chosen.items()]
     return packs
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -42,7 +43,7 @@ STEP_PACKS = 2
 WARM_UP = 40  # steps, or a tenth of a short training
 FLOOR = 0.02  # of the peak rate, at the end
 DECAY = 0.01  # weight decay
-CONSISTENCY = 4.0  # weight of a text's divergence from its plain twin, against that of its loss
+CONSISTENCY = 2.0  # weight of a text's divergence from its plain twin, against that of its loss
 CLIP = 1.0  # largest norm of a step's gradient
 MEASURES = 8  # times that the held-out texts are measured, besides the beginning
 CHECKPOINT_SECONDS = 300
@@ -304,26 +305,25 @@ class Trainer:
 
     def measure(self) -> dict[str, Any]:
         """{"step", "loss", "exact", "sets"}: of the held-out texts, the mean loss (nats a text) and the share whose
-        whole answer is the model's first choice at every token, i.e. what it would say; "sets" has both by part."""
+        whole answer is the model's first choice at every token, i.e. what it would say; "sets" has both by set."""
         self.model.eval()
-        sets: dict[str, dict[str, float]] = {}
+        sums: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0])  # texts, loss, exact
         for pack in self.kept:
             laid = self._laid_out(pack)
             if laid is None:
                 continue
             with torch.no_grad(), self._precision():
                 logits = self._logits(laid)
-            losses = cross_entropy(logits.float(), laid.answer, reduction="sum").item()
             wrong = torch.zeros(laid.examples, device=self.device)
             wrong.index_add_(0, laid.example, (logits.argmax(-1) != laid.answer).float())
-            sets[pack.name] = {
-                "texts": laid.examples,
-                "loss": losses / laid.examples,
-                "exact": (wrong == 0).float().mean().item(),
-            }
+            loss = cross_entropy(logits.float(), laid.answer, reduction="sum").item()
+            found = (laid.examples, loss, int((wrong == 0).sum()))
+            sums[pack.name] = [a + b for a, b in zip(sums[pack.name], found, strict=True)]
         self.model.train()
-        total = sum(one["texts"] for one in sets.values()) or 1
-        means = {key: sum(one[key] * one["texts"] for one in sets.values()) / total for key in ("loss", "exact")}
+        sets = {name: {"texts": n, "loss": loss / n, "exact": exact / n} for name, (n, loss, exact) in sums.items()}
+        total = sum(n for n, _, _ in sums.values()) or 1
+        means = {"loss": sum(loss for _, loss, _ in sums.values()) / total}
+        means["exact"] = sum(exact for _, _, exact in sums.values()) / total
         return {"step": self.progress.step, **means, "sets": sets}
 
     def _step(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine as Database
 
@@ -14,8 +14,10 @@ from service.annotate import Annotated, Failure, Plan
 from service.engine import Engine
 from service.labels import Labels
 from service.measure import compare
-from service.schema import Schema
 from service.sets import Gold
+
+if TYPE_CHECKING:
+    from eval.scores import Estimate
 
 # Instructions that no training of this project contains; {} is a label.
 ORDERS = (
@@ -116,16 +118,19 @@ async def _chosen(
 
 def _ranking(task: str, pairs: Sequence[tuple[Labels, Labels]]) -> dict[str, float] | None:
     """Confidence against rightness, of each choice, or of each mention that was said."""
-    from eval.scores import ranking
-
-    said = [one for gold, labels in pairs for one in standards.each_said(task, gold, labels)]
-    found = ranking([confidence for _, confidence, _ in said], [right for _, _, right in said])
+    found = _ranked([one for gold, labels in pairs for one in standards.each_said(task, gold, labels)])
     return asdict(found) if found else None
 
 
-def row(name: str, schema: Schema, found: Evaluation) -> list[str]:
+def _ranked(said: Sequence[tuple[str, float, bool]]) -> Estimate | None:
+    from eval.scores import ranking
+
+    return ranking([confidence for _, confidence, _ in said], [right for _, _, right in said])
+
+
+def row(name: str, found: Evaluation) -> list[str]:
     """One line of the table over several sets: set, texts, then choices, spans and ranking, with 95 % intervals."""
-    counts = {task.name: len(task.labels) for task in schema.tasks}
+    counts = {task.name: len(task.labels) for task in found.plan.schema.tasks}
     choices: list[str] = []
     spans: list[str] = []
     ranks: list[str] = []
@@ -133,9 +138,53 @@ def row(name: str, schema: Schema, found: Evaluation) -> list[str]:
         value = figures["exact"] if figures["kind"] == "choice" else figures["f1"]
         (choices if figures["kind"] == "choice" else spans).append(f"{task} {shown(value)} ({counts[task]})")
         ranks.append(f"{task} {shown(figures['ranking'], interval=False)}")
-    asked = len(found.gold) - found.cached
-    speed = f"{asked / found.seconds:.1f}" if asked and found.seconds else "cached"
-    return [name, str(len(found.gold)), "; ".join(choices), "; ".join(spans), "; ".join(ranks), speed]
+    return [name, str(len(found.gold)), "; ".join(choices), "; ".join(spans), "; ".join(ranks), _speed([found])]
+
+
+def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
+    """Label sets taken together: {"label_sets", "texts", "choices", "spans", "choices_ranking", "spans_ranking"}.
+
+    choices: share of right labels, each choice of each text one trial; spans: strict F1 over all texts that ask for
+    mentions; ranking: how well confidence tells right from wrong. Each an estimate with its interval, or None.
+    """
+    from eval.agreement import span_agreement
+    from eval.scores import proportion
+
+    pairs = [(one.plan.schema, gold.labels, said) for one in found for gold, said in one.pairs]
+    each: dict[str, list[tuple[str, float, bool]]] = {"choice": [], "spans": []}
+    for schema, gold, said in pairs:
+        for task in schema.tasks:
+            each[task.kind] += standards.each_said(task.name, gold, said)
+    asked = [(schema.spans.name, gold, said) for schema, gold, said in pairs if schema.spans]
+    spans = span_agreement([_places(a, task) for task, a, _ in asked], [_places(b, task) for task, _, b in asked])
+    estimates = {
+        "choices": proportion(sum(right for _, _, right in each["choice"]), len(each["choice"])),
+        "spans": spans.f1,
+        "choices_ranking": _ranked(each["choice"]),
+        "spans_ranking": _ranked(each["spans"]),
+    }
+    shares = {name: asdict(one) if one else None for name, one in estimates.items()}
+    return {"label_sets": len(found), "texts": sum(len(one.gold) for one in found)} | shares
+
+
+def _places(labels: Labels, task: str) -> frozenset[tuple[int, int, str]]:
+    return frozenset((span.start, span.end, span.label) for span in labels.mentions[task].spans)
+
+
+def pooled_row(name: str, found: Sequence[Evaluation]) -> list[str]:
+    """The line of `row` for label sets taken together, as `pooled` does."""
+    figures = pooled(found)
+    kinds = [kind for kind in ("choices", "spans") if figures[kind]]
+    values = [shown(figures[kind]) if kind in kinds else "" for kind in ("choices", "spans")]
+    ranks = "; ".join(f"{kind} {shown(figures[f'{kind}_ranking'], interval=False)}" for kind in kinds)
+    title = f"{name}, {len(found)} label sets"
+    return [title, str(figures["texts"]), *values, ranks, _speed(found)]
+
+
+def _speed(found: Sequence[Evaluation]) -> str:
+    """Texts a second, of those that the engine was asked for."""
+    asked, seconds = sum(len(one.gold) - one.cached for one in found), sum(one.seconds for one in found)
+    return f"{asked / seconds:.1f}" if asked and seconds else "cached"
 
 
 HEADINGS = ["set", "texts", "choices: accuracy (labels)", "spans: strict F1 (types)", "AUROC of confidence", "texts/s"]

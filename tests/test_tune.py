@@ -216,6 +216,33 @@ def test_several_sets_are_measured_in_one_command(tiny: Path, tmp_path: Path) ->
     assert [line.split("|")[1].strip() for line in table.read_text().splitlines()[2:]] == ["a", "b"]
 
 
+def test_a_set_of_many_label_sets_has_one_line_for_all(tiny: Path, tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"text": f"{word} {number}", f"kind_{number}": label, "meta": {"task": f"task_{number}"}}
+        for number in range(9)
+        for word, label in (("yes", "good"), ("no", "bad"), ("so", "good"))
+    ]
+    entity = {"start": 0, "end": 3, "label": "PER"}
+    records += [{"text": "Ada met", "entities": [entity], "meta": {"task": "names"}}]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, records)))
+    declared = tmp_path / "sets.yaml"
+    declared.write_text("sets:\n  many: {source: here, licence: none, attribution: us, by: task, test: many.jsonl}\n")
+    figures, table = tmp_path / "figures.json", tmp_path / "table.md"
+    arguments = ["evaluate", declared, "--data", tmp_path, "--json", figures, "--markdown", table]
+    done = concord(*arguments, CONCORD_MODEL=str(tiny), CONCORD_ADAPTER="none", CONCORD_PROMPT="line.v2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())["sets"]
+    together = found.pop("many")
+    assert (together["label_sets"], together["texts"]) == (10, 28)
+    choices = [
+        one["tasks"][f"kind_{n}"]["exact"]["value"] for n, one in ((n, found[f"many/task_{n}"]) for n in range(9))
+    ]
+    assert together["choices"]["value"] == pytest.approx(sum(choices) / 9)
+    assert together["spans"]["value"] == found["many/names"]["tasks"]["entities"]["f1"]["value"]
+    (line,) = table.read_text().splitlines()[2:]
+    assert line.startswith("| many, 10 label sets | 28 | ")
+
+
 def test_a_folder_without_an_adapter_is_named(tmp_path: Path) -> None:
     from service.engine.embedded import prepare
 

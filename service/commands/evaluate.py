@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +35,8 @@ from service.commands.console import (
 from service.engine import Engine
 from service.mixture import Training
 from service.settings import Settings
+
+MANY = 8  # label sets of one set that have a line each; more have one together
 
 
 def evaluate(
@@ -95,21 +99,29 @@ async def _evaluate_sets(
     json_target: Path | None,
     table_target: Path | None,
 ) -> None:
-    """A line a set; what is written is written anew after each, so that nothing measured is lost."""
+    """A line a part, or one for a set of many; what is written is written anew after each, so that nothing is lost."""
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
     async with opened(settings) as engine:
         with progress_bar() as progress:
-            for part in parts:
-                found, more = await _measure(part, limit, orders, engine, settings, database, progress)
-                figures[part.name] = found.figures() | more
-                rows.append(evaluation.row(part.name, part.schema, found))
-                progress.console.print("  ".join(rows[-1]), highlight=False)
+            for name, group in groupby(parts, attrgetter("of")):
+                each: dict[str, evaluation.Evaluation] = {}
+                for part in group:
+                    each[part.name], more = await _measure(part, limit, orders, engine, settings, database, progress)
+                    figures[part.name] = each[part.name].figures() | more
+                if len(each) > MANY:
+                    figures[name] = evaluation.pooled(list(each.values()))
+                    lines = [evaluation.pooled_row(name, list(each.values()))]
+                else:
+                    lines = [evaluation.row(one, found) for one, found in each.items()]
+                for line in lines:
+                    progress.console.print("  ".join(line), highlight=False)
+                rows += lines
                 if json_target:
                     json_target.write_text(json.dumps({"sets": figures}, indent=1) + "\n")
                 if table_target:
-                    lines = [evaluation.HEADINGS, ["---"] * len(evaluation.HEADINGS), *rows]
-                    table_target.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+                    written = [evaluation.HEADINGS, ["---"] * len(evaluation.HEADINGS), *rows]
+                    table_target.write_text("".join(f"| {' | '.join(line)} |\n" for line in written))
     table = Table(*evaluation.HEADINGS)
     for line in rows:
         table.add_row(*line)

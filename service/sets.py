@@ -255,7 +255,10 @@ def _part(name: str, of: str, declared: GoldSet, group: Mapping[Split, list[Mapp
     if declared.schema_name:
         what = schema.find(declared.schema_name, PROJECT / "schemas")
     else:
-        what = _displayed(schema.infer(_plain(name), everything), declared)
+        try:
+            what = _displayed(schema.infer(_plain(name), everything), declared)
+        except Invalid as error:
+            raise Invalid(f"{name}: {error.message}") from None
     splits: dict[Split, tuple[Gold, ...]] = {}
     refused: list[str] = []
     for split, records in group.items():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.errors import Invalid, NotFound
-from service.sets import Collection, parse_declaration, read_file, read_sets
+from service.sets import Collection, GoldSet, parse_declaration, read_file, read_part, read_sets
 from service.settings import Settings
 
 DECLARED = {
@@ -90,6 +90,14 @@ def test_a_set_that_is_not_declared_or_not_there_is_named(data: Path) -> None:
         read_sets(collection(), data, ["test"], ["nothing"])
     with pytest.raises(NotFound, match=r"nothing\.jsonl"):
         read_sets(collection(mood={"test": "nothing.jsonl"}), data, ["test"], ["mood"])
+
+
+def test_a_part_without_labels_is_named() -> None:
+    declared = GoldSet(source="here", licence="none", attribution="us", by="bot")
+    moods = [{"text": mood, "mood": mood, "meta": {"bot": "one"}} for mood in ("low", "high")]
+    records = [*moods, {"text": "b", "meta": {"bot": "two"}}]
+    with pytest.raises(Invalid, match=r"^bots/two: no schema can be made of these records"):
+        read_part("bots", declared, {"test": records})
 
 
 def test_a_gold_file_that_does_not_fit_says_which_record_and_field(tmp_path: Path) -> None:

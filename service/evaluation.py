@@ -12,7 +12,7 @@ from sqlalchemy import Engine as Database
 from service import readings, standards
 from service.annotate import Annotated, Failure, Plan
 from service.engine import Engine
-from service.labels import Labels
+from service.labels import Labels, Mentions
 from service.measure import compare
 from service.sets import Gold
 
@@ -156,7 +156,8 @@ def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
         for task in schema.tasks:
             each[task.kind] += standards.each_said(task.name, gold, said)
     asked = [(schema.spans.name, gold, said) for schema, gold, said in pairs if schema.spans]
-    spans = span_agreement([_places(a, task) for task, a, _ in asked], [_places(b, task) for task, _, b in asked])
+    both = [(gold.mentions[task], said.mentions[task]) for task, gold, said in asked if task in gold.mentions]
+    spans = span_agreement([_places(gold) for gold, _ in both], [_places(said) for _, said in both])
     estimates = {
         "choices": proportion(sum(right for _, _, right in each["choice"]), len(each["choice"])),
         "spans": spans.f1,
@@ -167,8 +168,8 @@ def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
     return {"label_sets": len(found), "texts": sum(len(one.gold) for one in found)} | shares
 
 
-def _places(labels: Labels, task: str) -> frozenset[tuple[int, int, str]]:
-    return frozenset((span.start, span.end, span.label) for span in labels.mentions[task].spans)
+def _places(mentions: Mentions) -> frozenset[tuple[int, int, str]]:
+    return frozenset((span.start, span.end, span.label) for span in mentions.spans)
 
 
 def pooled_row(name: str, found: Sequence[Evaluation]) -> list[str]:

@@ -224,6 +224,7 @@ def test_a_set_of_many_label_sets_has_one_line_for_all(tiny: Path, tmp_path: Pat
     ]
     entity = {"start": 0, "end": 3, "label": "PER"}
     records += [{"text": "Ada met", "entities": [entity], "meta": {"task": "names"}}]
+    records += [{"text": "nobody looked for names here", "meta": {"task": "names"}}]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, records)))
     declared = tmp_path / "sets.yaml"
     declared.write_text("sets:\n  many: {source: here, licence: none, attribution: us, by: task, test: many.jsonl}\n")
@@ -233,14 +234,14 @@ def test_a_set_of_many_label_sets_has_one_line_for_all(tiny: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())["sets"]
     together = found.pop("many")
-    assert (together["label_sets"], together["texts"]) == (10, 28)
+    assert (together["label_sets"], together["texts"]) == (10, 29)
     choices = [
         one["tasks"][f"kind_{n}"]["exact"]["value"] for n, one in ((n, found[f"many/task_{n}"]) for n in range(9))
     ]
     assert together["choices"]["value"] == pytest.approx(sum(choices) / 9)
     assert together["spans"]["value"] == found["many/names"]["tasks"]["entities"]["f1"]["value"]
     (line,) = table.read_text().splitlines()[2:]
-    assert line.startswith("| many, 10 label sets | 28 | ")
+    assert line.startswith("| many, 10 label sets | 29 | ")
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_agreement_counts_what_has_labels_and_names_what_failed() -> None:
     assert [one.text for one, _ in found.pairs] == ["Ann smiles", "Bob cries"]
     assert found.tasks["mood"]["exact"]["value"] == 0.5
     assert found.tasks["names"]["f1"]["value"] == 1.0
-    assert row("mine", WHAT, found)[:2] == ["mine", "3"]
+    assert row("mine", found)[:2] == ["mine", "3"]
 
 
 def test_ranking_says_whether_the_wrong_ones_are_the_unsure_ones() -> None:

@@ -98,8 +98,5 @@ def _sides(
         gold = [one.labels.choices[task].label for one, _ in labelled]
         return labelled, ChoiceTask(gold, {n: [said[n].choices[task].label for _, said in labelled] for n in names})
 
-    def places(labels: Labels) -> set[tuple[int, int, str]]:
-        return {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
-
-    marked = {n: [places(said[n]) for _, said in labelled] for n in names}
-    return labelled, SpanTask([places(one.labels) for one, _ in labelled], marked)
+    marked = {n: [said[n].mentions[task].places for _, said in labelled] for n in names}
+    return labelled, SpanTask([one.labels.mentions[task].places for one, _ in labelled], marked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import Engine as Database
 from service import readings, standards
 from service.annotate import Annotated, Failure, Plan
 from service.engine import Engine
-from service.labels import Labels, Mentions
+from service.labels import Labels
 from service.measure import compare
 from service.sets import Gold
 
@@ -138,11 +138,13 @@ def row(name: str, found: Evaluation) -> list[str]:
         value = figures["exact"] if figures["kind"] == "choice" else figures["f1"]
         (choices if figures["kind"] == "choice" else spans).append(f"{task} {shown(value)} ({counts[task]})")
         ranks.append(f"{task} {shown(figures['ranking'], interval=False)}")
-    return [name, str(len(found.gold)), "; ".join(choices), "; ".join(spans), "; ".join(ranks), _speed([found])]
+    speed = _speed(len(found.gold) - found.cached, found.seconds)
+    return [name, str(len(found.gold)), "; ".join(choices), "; ".join(spans), "; ".join(ranks), speed]
 
 
 def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
-    """Label sets taken together: {"label_sets", "texts", "choices", "spans", "choices_ranking", "spans_ranking"}.
+    """Label sets taken together: {"label_sets", "texts", "cached", "seconds", "choices", "spans", "choices_ranking",
+    "spans_ranking"}.
 
     choices: share of right labels, each choice of each text one trial; spans: strict F1 over all texts that ask for
     mentions; ranking: how well confidence tells right from wrong. Each an estimate with its interval, or None.
@@ -155,9 +157,8 @@ def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
     for schema, gold, said in pairs:
         for task in schema.tasks:
             each[task.kind] += standards.each_said(task.name, gold, said)
-    asked = [(schema.spans.name, gold, said) for schema, gold, said in pairs if schema.spans]
-    both = [(gold.mentions[task], said.mentions[task]) for task, gold, said in asked if task in gold.mentions]
-    spans = span_agreement([_places(gold) for gold, _ in both], [_places(said) for _, said in both])
+    both = [(gold.mentions[task], said.mentions[task]) for _, gold, said in pairs for task in gold.mentions]
+    spans = span_agreement([gold.places for gold, _ in both], [said.places for _, said in both])
     estimates = {
         "choices": proportion(sum(right for _, _, right in each["choice"]), len(each["choice"])),
         "spans": spans.f1,
@@ -165,26 +166,27 @@ def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
         "spans_ranking": _ranked(each["spans"]),
     }
     shares = {name: asdict(one) if one else None for name, one in estimates.items()}
-    return {"label_sets": len(found), "texts": sum(len(one.gold) for one in found)} | shares
+    texts, cached = sum(len(one.gold) for one in found), sum(one.cached for one in found)
+    return {
+        "label_sets": len(found),
+        "texts": texts,
+        "cached": cached,
+        "seconds": sum(o.seconds for o in found),
+    } | shares
 
 
-def _places(mentions: Mentions) -> frozenset[tuple[int, int, str]]:
-    return frozenset((span.start, span.end, span.label) for span in mentions.spans)
-
-
-def pooled_row(name: str, found: Sequence[Evaluation]) -> list[str]:
-    """The line of `row` for label sets taken together, as `pooled` does."""
-    figures = pooled(found)
+def pooled_row(name: str, figures: Mapping[str, Any]) -> list[str]:
+    """The line of `row` for label sets taken together. figures: of `pooled`."""
     kinds = [kind for kind in ("choices", "spans") if figures[kind]]
     values = [shown(figures[kind]) if kind in kinds else "" for kind in ("choices", "spans")]
     ranks = "; ".join(f"{kind} {shown(figures[f'{kind}_ranking'], interval=False)}" for kind in kinds)
-    title = f"{name}, {len(found)} label sets"
-    return [title, str(figures["texts"]), *values, ranks, _speed(found)]
+    title = f"{name}, {figures['label_sets']} label sets"
+    speed = _speed(figures["texts"] - figures["cached"], figures["seconds"])
+    return [title, str(figures["texts"]), *values, ranks, speed]
 
 
-def _speed(found: Sequence[Evaluation]) -> str:
+def _speed(asked: int, seconds: float) -> str:
     """Texts a second, of those that the engine was asked for."""
-    asked, seconds = sum(len(one.gold) - one.cached for one in found), sum(one.seconds for one in found)
     return f"{asked / seconds:.1f}" if asked and seconds else "cached"
 
 

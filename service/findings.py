@@ -228,7 +228,7 @@ def _ceiling(task: str, found: Evaluation) -> dict[str, Any] | None:
         people = [{one.who: one.labels.choices[task].label for one in _judged(gold, task)} for gold, _ in read]
         return asdict(choice_ceiling(people, [said.choices[task].label for _, said in read]))
     marked, asked = zip(*(_marked(gold, task) for gold, _ in read), strict=True)
-    return asdict(span_ceiling(marked, [_places(said, task) for _, said in read], asked))
+    return asdict(span_ceiling(marked, [said.mentions[task].places for _, said in read], asked))
 
 
 def _judged(gold: Gold, task: str) -> list[Judgement]:
@@ -241,13 +241,9 @@ def _marked(gold: Gold, task: str) -> tuple[dict[str, set[Place]], dict[str, set
     asked: dict[str, set[str]] = defaultdict(set)
     judged = _judged(gold, task)
     for one in judged:
-        marked[one.who] |= _places(one.labels, task)
+        marked[one.who] |= one.labels.mentions[task].places
         asked[one.who] |= one.asked or set()
     return marked, {who: labels for who, labels in asked.items() if all(x.asked for x in judged if x.who == who)}
-
-
-def _places(labels: Labels, task: str) -> set[Place]:
-    return {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
 
 
 def _probable(task: str, found: Evaluation) -> Iterator[tuple[Gold, Labels, float]]:

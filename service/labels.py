@@ -74,6 +74,11 @@ class Mentions(_Frozen):
         stated = [self.complete, *(span.confidence for span in self.spans)]
         return math.prod(x for x in stated if x is not None) if None not in stated else None
 
+    @property
+    def places(self) -> frozenset[tuple[int, int, str]]:
+        """(start, end, label) of each mention: what two readings of a text are compared by."""
+        return frozenset((span.start, span.end, span.label) for span in self.spans)
+
 
 class Labels(_Frozen):
     """Everything said of one text: a Choice for each choice task, Mentions for each spans task, by task name."""

@@ -148,13 +148,12 @@ def held_out(parts: Sequence[Part], training: Training) -> list[Pack]:
     for part in parts:
         every = part.splits.get("dev") or [one for one in part.splits.get("train", ()) if _is_held_out(one)]
         kept[part.of] += [(hashlib.sha256(one.text.encode()).digest(), one, part) for one in every if part.examples]
+    schemas = {part.name: part.schema for part in parts}
     packs = []
     for name, candidates in kept.items():
         chosen: dict[str, list[Gold]] = defaultdict(list)
-        schemas: dict[str, Schema] = {}
         for _, gold, part in sorted(candidates, key=itemgetter(0))[:HELD_OUT_TEXTS]:
             chosen[part.name].append(gold)
-            schemas[part.name] = part.schema
         packs += [Pack(name, schemas[one], tuple(texts)) for one, texts in chosen.items()]
     return packs
 

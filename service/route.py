@@ -347,8 +347,7 @@ def _differences(labels: Labels, other: Labels, code: Code, source: str) -> list
     for task, mentions in other.mentions.items():
         if task not in labels.mentions:
             continue
-        here = {(span.start, span.end, span.label) for span in labels.mentions[task].spans}
-        there = {(span.start, span.end, span.label) for span in mentions.spans}
+        here, there = labels.mentions[task].places, mentions.places
         if here != there:
             detail = f"{len(there - here)} missed, {len(here - there)} not in the {source}"
             reasons.append(Reason(code=code, task=task, detail=detail))

@@ -153,10 +153,7 @@ def agrees(gold: Labels, said: Labels, task: str) -> bool | None:
     if task in gold.choices and task in said.choices:
         return gold.choices[task].label == said.choices[task].label
     if task in gold.mentions and task in said.mentions:
-        here, there = (
-            {(span.start, span.end, span.label) for span in labels.mentions[task].spans} for labels in (gold, said)
-        )
-        return here == there
+        return gold.mentions[task].places == said.mentions[task].places
     return None
 
 
@@ -166,7 +163,7 @@ def each_said(task: str, gold: Labels, said: Labels) -> list[tuple[str, float, b
         choice = said.choices[task]
         return [(choice.label, choice.confidence or 0.0, choice.label == gold.choices[task].label)]
     if task in gold.mentions and task in said.mentions:
-        places = {(span.start, span.end, span.label) for span in gold.mentions[task].spans}
+        places = gold.mentions[task].places
         return [
             (span.label, span.confidence or 0.0, (span.start, span.end, span.label) in places)
             for span in said.mentions[task].spans

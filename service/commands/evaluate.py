@@ -111,7 +111,7 @@ async def _evaluate_sets(
                     figures[part.name] = each[part.name].figures() | more
                 if len(each) > MANY:
                     figures[name] = evaluation.pooled(list(each.values()))
-                    lines = [evaluation.pooled_row(name, list(each.values()))]
+                    lines = [evaluation.pooled_row(name, figures[name])]
                 else:
                     lines = [evaluation.row(one, found) for one, found in each.items()]
                 for line in lines:

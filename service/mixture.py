@@ -36,7 +36,7 @@ OUTSIDE = 0.2  # share of texts whose label is not offered, where "other" is
 STRANGE = 0.25  # share of texts that come from the strangers of a set, where it has some
 MENTIONED = 0.75  # share of texts asked for spans that hold one of the types offered, at least
 LEAST_OTHER = 0.05  # share of texts that are "other" where every label of the set is offered, at least
-PACK_TOKENS = 480  # of texts and answers in a pack, about; half as many again as its beginning has where that is more
+PACK_TOKENS = 480  # of texts and answers in a pack, about; three times as many as its beginning has where that is more
 HELD_OUT = 32  # of a set without a dev file, one text in so many is not trained on
 HELD_OUT_TEXTS = 16  # held-out texts of each set
 
@@ -394,7 +394,7 @@ def _shifted(labels: Labels, by: int) -> Labels:
 def _texts_in_pack(draws: _Draws, what: Schema) -> int:
     answer = 16 if what.spans else 6
     beginning = sum(len(label.shown) + 2 + len(label.definition) for task in what.tasks for label in task.labels) / 4
-    return max(4, min(32, round(max(PACK_TOKENS, 1.5 * beginning) / (draws.mean / 4 + 6 + answer))))
+    return max(4, min(32, round(max(PACK_TOKENS, 3 * beginning) / (draws.mean / 4 + 6 + answer))))
 
 
 def _of_size(draws: Sequence[_Draws], rng: Random) -> _Draws:

@@ -165,10 +165,13 @@ def pooled(found: Sequence[Evaluation]) -> dict[str, Any]:
         "choices_ranking": _ranked(each["choice"]),
         "spans_ranking": _ranked(each["spans"]),
     }
-    shares = {name: asdict(one) if one else None for name, one in estimates.items()}
-    counted = {"label_sets": len(found), "texts": sum(len(one.gold) for one in found)}
-    asked = {"cached": sum(one.cached for one in found), "seconds": sum(one.seconds for one in found)}
-    return counted | asked | shares
+    return {
+        "label_sets": len(found),
+        "texts": sum(len(one.gold) for one in found),
+        "cached": sum(one.cached for one in found),
+        "seconds": sum(one.seconds for one in found),
+        **{name: asdict(one) if one else None for name, one in estimates.items()},
+    }
 
 
 def pooled_row(name: str, figures: Mapping[str, Any]) -> list[str]:

@@ -129,8 +129,12 @@ def plan(parts: Sequence[Part], training: Training) -> list[Pack]:
     for one in draws.values():
         one.strangers = [other for other in draws.values() if other.part.of in one.part.strangers]
     packs: list[Pack] = []
-    for part in parts:
-        packs += _packs(part.examples, partial(_pack, draws[part.name], training, rng))
+    owed: dict[str, int] = defaultdict(int)  # texts by set; what a pack has too many, the next part has less
+    for part in rng.sample(parts, len(parts)):
+        owed[part.of] += part.examples
+        made = _packs(owed[part.of], partial(_pack, draws[part.name], training, rng))
+        owed[part.of] -= sum(max(1, len(pack.gold)) for pack in made)
+        packs += made
     feelings = [draws[part.name] for part in parts if _feeling(part) and part.examples]
     wishes = [draws[part.name] for part in parts if _wish(part) and part.examples]
     if feelings and wishes:

@@ -123,6 +123,16 @@ def test_as_many_texts_are_read_as_the_declaration_says() -> None:
         assert count <= read[name] < count + 32
 
 
+def test_a_set_of_many_small_parts_is_read_as_often_as_declared_and_every_part_has_its_chance() -> None:
+    parts = [replace(part(f"tasks/{n}", feelings(40), 5), of="tasks") for n in range(30)]
+    read: Counter[str] = Counter()
+    for seed in range(60):
+        packs = plan(parts, Training(sets={}, seed=seed, injected=0.0))
+        assert 150 <= sum(len(pack.gold) for pack in packs) < 150 + 40
+        read.update(pack.name for pack in packs)
+    assert set(read) == {one.name for one in parts}
+
+
 def test_a_text_comes_again_only_after_all_others_came() -> None:
     every = part("feelings", feelings(), 150)
     texts = Counter(gold.text for pack in plan([every], Training(sets={}, injected=0.0)) for gold in pack.gold)

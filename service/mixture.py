@@ -132,13 +132,11 @@ def plan(parts: Sequence[Part], training: Training) -> list[Pack]:
     owed: dict[str, int] = defaultdict(int)  # texts by set; what a pack has too many, the next part has less
     for part in rng.sample(parts, len(parts)):
         owed[part.of] += part.examples
-        made = _packs(owed[part.of], partial(_pack, draws[part.name], training, rng))
-        owed[part.of] -= sum(max(1, len(pack.gold)) for pack in made)
-        packs += made
+        owed[part.of] -= _fill(packs, owed[part.of], partial(_pack, draws[part.name], training, rng))
     feelings = [draws[part.name] for part in parts if _feeling(part) and part.examples]
     wishes = [draws[part.name] for part in parts if _wish(part) and part.examples]
     if feelings and wishes:
-        packs += _packs(training.joint, lambda: _joined(_of_size(feelings, rng), _of_size(wishes, rng), training, rng))
+        _fill(packs, training.joint, lambda: _joined(_of_size(feelings, rng), _of_size(wishes, rng), training, rng))
     rng.shuffle(packs)
     return packs
 
@@ -207,14 +205,13 @@ class _Draws:
         return taken
 
 
-def _packs(examples: int, make: Callable[[], Pack]) -> list[Pack]:
-    packs: list[Pack] = []
+def _fill(packs: list[Pack], examples: int, make: Callable[[], Pack]) -> int:
+    """Append packs until they hold so many texts; a pack without any counts as one. Returns how many they hold."""
     made = 0
     while made < examples:
-        pack = make()
-        packs.append(pack)
-        made += max(1, len(pack.gold))
-    return packs
+        packs.append(make())
+        made += max(1, len(packs[-1].gold))
+    return made
 
 
 def _pack(draws: _Draws, training: Training, rng: Random) -> Pack:

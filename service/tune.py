@@ -80,18 +80,29 @@ class Laid:
         return int((self.segment == 0).sum())
 
     @cached_property
-    def rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The texts' own tokens one text a row, padded with the last: (R, W) places in the sequence; (T - beginning,)
-        where each token is in the flattened rows; (R, 1, W, beginning + W) what each sees."""
-        first = self.beginning
-        counts = torch.bincount(self.segment[first:] - 1)
-        starts = first + counts.cumsum(0) - counts
-        steps = torch.arange(int(counts.max()), device=counts.device)
-        real = steps < counts[:, None]
-        place = starts[:, None] + torch.minimum(steps.expand_as(real), counts[:, None] - 1)
-        own = steps[None, :] <= steps[:, None]
-        visible = torch.cat([own.new_ones(len(steps), first), own], 1)
-        return place, real.flatten().nonzero()[:, 0], visible[None, None]
+    def rows(self) -> tuple[list[Rows], torch.Tensor]:
+        """The texts' own tokens, one text a row, texts of about the same length together; (T - beginning,) where each
+        token is among the real ones of all rows."""
+        counts = torch.bincount(self.segment[self.beginning :] - 1)
+        starts = counts.cumsum(0) - counts
+        lengths = counts.log2().ceil()
+        groups = []
+        for length in set(lengths.tolist()):
+            count, start = counts[lengths == length][:, None], starts[lengths == length][:, None]
+            steps = torch.arange(int(count.max()), device=counts.device)
+            place = start + torch.minimum(steps, count - 1)
+            groups.append(Rows(place, (steps < count).flatten().nonzero()[:, 0], steps[None, :] > steps[:, None]))
+        return groups, torch.cat([one.place.flatten()[one.real] for one in groups]).argsort()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts of a pack, padded with their last token. place: (R, W) of each token, counted from the beginning's end;
+    real: the numbers of those that are no padding, in the flattened rows; hidden: (W, W) what a token does not see."""
+
+    place: torch.Tensor
+    real: torch.Tensor
+    hidden: torch.Tensor
 
 
 def attend(
@@ -109,22 +120,46 @@ def attend(
     query (1, heads, T, size), key and value (1, key heads, T, size); the result is (1, T, heads, size). One masked
     attention over all T tokens would say the same, and compute mostly what nobody sees.
     """
-    first = pack.beginning
-    place, source, visible = pack.rows
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    first, (groups, order) = pack.beginning, pack.rows
+    heads, kinds, size = query.shape[1], key.shape[1], key.shape[3]
     ahead = scaled_dot_product_attention(
-        query[:, :, :first], key[:, :, :first], value[:, :, :first], is_causal=True, scale=scaling
+        query[:, :, :first], key[:, :, :first], value[:, :, :first], is_causal=True, scale=scaling, enable_gqa=True
     )
-    rows, heads, size = len(place), query.shape[1], query.shape[3]
-    own = [x[0][:, place].transpose(0, 1) for x in (query, key, value)]  # (R, heads, W, size)
-    keys, values = (
-        torch.cat([x[:, :, :first].expand(rows, -1, -1, -1), mine], 2)
-        for x, mine in zip((key, value), own[1:], strict=True)
-    )
-    behind = scaled_dot_product_attention(own[0], keys, values, attn_mask=visible, scale=scaling)
-    flat = behind.transpose(1, 2).reshape(-1, heads, size)[source]
-    return torch.cat([ahead[0].transpose(0, 1), flat])[None], None
+    # What all texts see and what each sees of itself are summed apart and joined (as FlashAttention does with blocks,
+    # arXiv 2205.14135, section 3.1): the beginning is neither copied for every text nor asked by padding.
+    asked = (query[0, :, first:] * scaling).reshape(kinds, heads // kinds, -1, size)
+    common = _summed(asked.flatten(1, 2) @ key[0, :, :first].mT, value[0, :, :first])
+    found = [_own(asked, key[0, :, first:], value[0, :, first:], one) for one in groups]
+    own = [torch.cat(parts, 2).index_select(2, order).flatten(1, 2) for parts in zip(*found, strict=True)]
+    behind = _joined(common, own).to(query.dtype).reshape(heads, -1, size).transpose(0, 1)
+    return torch.cat([ahead[0].transpose(0, 1), behind])[None], None
+
+
+def _own(asked: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
+    """`_summed` over each text's own tokens, for the real ones: asked (key heads, heads each, n, size), key and value
+    (key heads, n, size); the results are (key heads, heads each, real tokens, 1 or size)."""
+    (kinds, each, _, size), (count, width), place = asked.shape, rows.place.shape, rows.place.flatten()
+    asked = asked.index_select(2, place).reshape(kinds, each, count, width, size).transpose(1, 2).flatten(2, 3)
+    keys, values = (x.index_select(1, place).reshape(kinds, count, width, size) for x in (key, value))
+    found = _summed((asked @ keys.mT).masked_fill_(rows.hidden.repeat(each, 1), -torch.inf), values)
+    apart = (x.reshape(kinds, count, each, width, -1).transpose(1, 2).flatten(2, 3) for x in found)
+    return [x.index_select(2, rows.real) for x in apart]
+
+
+def _summed(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of scores (…, n, m) and values (…, m, size): their largest (…, n, 1), and relative to it the sums of exponentials
+    (…, n, 1) and of values by them (…, n, size). Takes the scores' memory."""
+    scores = scores.float()
+    highest = scores.detach().amax(-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    return highest, weights.sum(-1, keepdim=True), (weights.to(values.dtype) @ values).float()
+
+
+def _joined(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The attention over two sets of keys, of which `_summed` found highest, total and sum."""
+    highest = torch.maximum(one[0], other[0])
+    left, right = (one[0] - highest).exp(), (other[0] - highest).exp()
+    return (left * one[2] + right * other[2]) / (left * one[1] + right * other[1])
 
 
 @dataclass

@@ -121,13 +121,13 @@ def attend(
     attention over all T tokens would say the same, and compute mostly what nobody sees.
     """
     first, (groups, order) = pack.beginning, pack.rows
-    heads, kinds, size = query.shape[1], key.shape[1], key.shape[3]
+    heads, key_heads, size = query.shape[1], key.shape[1], key.shape[3]
     ahead = scaled_dot_product_attention(
         query[:, :, :first], key[:, :, :first], value[:, :, :first], is_causal=True, scale=scaling, enable_gqa=True
     )
     # What all texts see and what each sees of itself are summed apart and joined (as FlashAttention does with blocks,
     # arXiv 2205.14135, section 3.1): the beginning is neither copied for every text nor asked by padding.
-    asked = (query[0, :, first:] * scaling).reshape(kinds, heads // kinds, -1, size)
+    asked = (query[0, :, first:] * scaling).reshape(key_heads, heads // key_heads, -1, size)
     common = _summed(asked.flatten(1, 2) @ key[0, :, :first].mT, value[0, :, :first])
     found = [_own(asked, key[0, :, first:], value[0, :, first:], one) for one in groups]
     own = [torch.cat(parts, 2).index_select(2, order).flatten(1, 2) for parts in zip(*found, strict=True)]
@@ -138,11 +138,11 @@ def attend(
 def _own(asked: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
     """`_summed` over each text's own tokens, for the real ones: asked (key heads, heads each, n, size), key and value
     (key heads, n, size); the results are (key heads, heads each, real tokens, 1 or size)."""
-    (kinds, each, _, size), (count, width), place = asked.shape, rows.place.shape, rows.place.flatten()
-    asked = asked.index_select(2, place).reshape(kinds, each, count, width, size).transpose(1, 2).flatten(2, 3)
-    keys, values = (x.index_select(1, place).reshape(kinds, count, width, size) for x in (key, value))
+    (key_heads, each, _, size), (count, width), place = asked.shape, rows.place.shape, rows.place.flatten()
+    asked = asked.index_select(2, place).reshape(key_heads, each, count, width, size).transpose(1, 2).flatten(2, 3)
+    keys, values = (x.index_select(1, place).reshape(key_heads, count, width, size) for x in (key, value))
     found = _summed((asked @ keys.mT).masked_fill_(rows.hidden.repeat(each, 1), -torch.inf), values)
-    apart = (x.reshape(kinds, count, each, width, -1).transpose(1, 2).flatten(2, 3) for x in found)
+    apart = (x.reshape(key_heads, count, each, width, -1).transpose(1, 2).flatten(2, 3) for x in found)
     return [x.index_select(2, rows.real) for x in apart]
 
 

@@ -63,6 +63,16 @@ def kill(process: ForkServerProcess) -> None:
     process.join()
 
 
+def freeze(process: ForkServerProcess, database: Engine) -> None:
+    """Stop it between its transactions: who is stopped within one on SQLite holds up all others until he wakes or dies,
+    and a worker that waits for its engine looks into the queue now and then."""
+    assert process.pid is not None
+    with db.begin(database) as session:
+        session.connection()  # on SQLite the write lock is ours now, so it is not the worker's
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.1)  # a signal takes effect soon, not at once
+
+
 def states(database: Engine, batch: str) -> dict[State, int]:
     with db.read(database) as session:
         found = batches.counts(session, batch)
@@ -152,13 +162,12 @@ def test_a_frozen_worker_that_wakes_after_its_lease_writes_nothing(database: Eng
     batch = post(database, [f"tea{n}" for n in range(9)], policy={"audit_share": 0})
     frozen = start("frozen", 3.0, 0.25, "the frozen one's model")
     wait(lambda: states(database, batch) == {State.leased: 9})
-    time.sleep(0.3)  # in the engine: neither claiming nor, before a second has passed, renewing
-    assert frozen.pid is not None
-    os.kill(frozen.pid, signal.SIGSTOP)
+    freeze(frozen, database)
     start("other", 3.0, 0.0)
     wait(lambda: is_finished(database, batch))
     with db.read(database) as session:
         before = [row.model_dump() for table in (Item, ItemDecision, Annotation) for row in session.exec(select(table))]
+    assert frozen.pid is not None
     os.kill(frozen.pid, signal.SIGCONT)
     time.sleep(4)  # its chunk takes two and a quarter
     assert frozen.is_alive()

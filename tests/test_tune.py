@@ -22,7 +22,6 @@ from tests.test_mixture import PARTS, TRAINING
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
-scaled_dot_product_attention = torch.nn.functional.scaled_dot_product_attention
 
 SMALL = {"rank": 4, "alpha": 8, "rate": 0.05, "seed": 3}
 PROMPT = prompt.load(PROJECT / "prompts", "line.v2")
@@ -94,7 +93,8 @@ def test_attention_within_a_pack_is_one_masked_attention_in_value_and_gradient(
     tensors = [torch.randn(1, heads, size, 8, requires_grad=True) for heads in (6, 2, 2)]
     visible = (segment[:, None] == segment) | (segment == 0)
     visible &= torch.arange(size) <= torch.arange(size)[:, None]
-    masked = scaled_dot_product_attention(*tensors, attn_mask=visible, scale=0.4, enable_gqa=True).transpose(1, 2)
+    whole = torch.nn.functional.scaled_dot_product_attention
+    masked = whole(*tensors, attn_mask=visible, scale=0.4, enable_gqa=True).transpose(1, 2)
     packed, _ = tune.attend(torch.nn.Identity(), *tensors, None, 0.4, pack)
     torch.testing.assert_close(packed, masked, atol=1e-5, rtol=1e-4)
     towards = torch.randn_like(masked)

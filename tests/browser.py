@@ -139,7 +139,6 @@ def reviewing(browser: Browser, url: str, name: str | None = "ann", **options: A
     """A browser of this reviewer's own, with the desk in it, watched. name: whose key it sends; None: it has none."""
     headers = {"Authorization": f"Bearer {KEYS[name]}"} if name else {}
     context = browser.new_context(base_url=url, extra_http_headers=headers, **options)
-    context.set_default_timeout(10_000)
     desk = Desk(context.new_page())
     watch(desk, url)
     try:

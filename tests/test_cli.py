@@ -99,14 +99,23 @@ def test_a_schema_is_inferred_from_any_gold_file(tmp_path: Path) -> None:
         (["annotate", "eval/gold/support.jsonl", "--schema", "nothing"], "no schema 'nothing'"),
         (["annotate", "eval/gold/support.jsonl", "--prompt", "nothing.v1"], "no prompt 'nothing.v1'"),
         (["annotate", "eval/gold/support.jsonl", "--text", "body"], "expected a text in the field 'body'"),
-        (["evaluate", "eval/gold/support.jsonl", "--schema", "news"], "record 1: sentiment"),
+        (
+            ["evaluate", "eval/gold/support.jsonl", "--schema", "news"],
+            "record 1: entities[2].label: expected a label of the task, not 'product'",
+        ),
+        (["evaluate", "eval/gold/support.jsonl", "--prompt", "nothing.v1"], "no prompt 'nothing.v1'"),
+        (["calibrate", "eval/gold/support.jsonl", "--prompt", "nothing.v1"], "no prompt 'nothing.v1'"),
+        (["compare", "eval/gold/support.jsonl", "--prompt", "line.v1", "--prompt", "no.v1"], "no prompt 'no.v1'"),
         (["schema", "check", "pyproject.toml"], "pyproject.toml"),
     ],
 )
-def test_a_mistake_is_one_clear_line(arguments: list[str], message: str, model_folder: Path) -> None:
-    done = concord(*arguments)
+def test_a_mistake_is_one_clear_line_before_any_engine_is_opened(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    database = f"sqlite:///{tmp_path}/x.db"
+    done = concord(*arguments, CONCORD_MODEL=str(tmp_path / "none"), CONCORD_DATABASE_URL=database)
     assert done.returncode == 1
-    assert message in done.stderr or message == "record 1: sentiment", done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -504,7 +504,7 @@ def test_without_any_server_a_request_fails_at_once_and_says_what_to_do(server: 
 
 def test_the_breaker_opens_after_failures_in_a_row_and_closes_after_a_passed_check(server: Server) -> None:
     async def check() -> None:
-        async with engine_for(server, patience=Patience(tries=1, failures=3, rest=0.2, longest_rest=0.2)) as engine:
+        async with engine_for(server, patience=Patience(tries=1, failures=3, rest=1.0, longest_rest=1.0)) as engine:
             await engine.ready()
             server.faults = [status(500)] * 9
             for _ in range(5):
@@ -512,7 +512,7 @@ def test_the_breaker_opens_after_failures_in_a_row_and_closes_after_a_passed_che
             assert len(server.asked) == 3, "the breaker is open: the server is spared"
             assert server.canaries == 1
             server.faults = []
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(1.1)
             assert (await one(engine, ask("a"))).text == " positive"
             assert server.canaries == 2, "half-open: a canary went first"
 

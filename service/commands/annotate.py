@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,16 +57,21 @@ def annotate_file(
     records = islice(read_records(source), limit)
     texts = _texts(records, text_field, id_field, settings)
     what = schema.find(schema_name, settings.schemas)
-    asyncio.run(_annotate_file(texts, what, second_name, settings, target))
+    prompts = [prompt.load(settings.prompts, name) for name in (settings.prompt, second_name) if name]
+    begun = list(islice(texts, CHUNK))  # what is wrong with the file is said before the model is loaded
+    asyncio.run(_annotate_file(chain(begun, texts), what, prompts, settings, target))
 
 
 async def _annotate_file(
-    texts: Iterator[tuple[str, str]], what: schema.Schema, second: str | None, settings: Settings, target: Path | None
+    texts: Iterator[tuple[str, str]],
+    what: schema.Schema,
+    prompts: Sequence[prompt.Prompt],
+    settings: Settings,
+    target: Path | None,
 ) -> None:
     outcomes = {"accepted": 0, "audit": 0, "review": 0}
     async with opened(settings) as engine:
-        first, *other = (prompt.load(settings.prompts, name) for name in (settings.prompt, second) if name)
-        plan = Plan(what, first, engine.identity, *other)
+        plan = Plan(what, prompts[0], engine.identity, *prompts[1:])
         standard = _standard(settings, plan.sha256)
         with _writing(target) as write, progress_bar() as progress:
             bar = progress.add_task("labelling", total=None)

@@ -68,10 +68,10 @@ def calibrate(
     with opened_database(settings) as database:
         part = read_gold(gold, schema_name, settings, database)
         chosen = evaluation.sample(part.splits["test"], limit)
+        prompts = [prompt.load(settings.prompts, name) for name in (settings.prompt, second_name) if name]
 
         async def run() -> Evaluation:
             async with opened(settings) as engine:
-                prompts = [prompt.load(settings.prompts, name) for name in (settings.prompt, second_name) if name]
                 plan = Plan(part.schema, prompts[0], engine.identity, *prompts[1:])
                 with progress_bar() as progress:
                     return await evaluated(chosen, plan, engine, database, progress, part.name)

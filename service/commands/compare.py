@@ -45,6 +45,7 @@ def compare(
     with opened_database(settings) as database:
         part = read_gold(gold, schema_name, settings, database)
         chosen = evaluation.sample(part.splits["test"], limit)
+        compared = {name: prompt.load(settings.prompts, name) for name in prompts}
 
         async def run() -> dict[str, Evaluation]:
             async with opened(settings) as engine:
@@ -52,13 +53,13 @@ def compare(
                     return {
                         name: await evaluated(
                             chosen,
-                            Plan(part.schema, prompt.load(settings.prompts, name), engine.identity),
+                            Plan(part.schema, one, engine.identity),
                             engine,
                             database,
                             progress,
                             name,
                         )
-                        for name in dict.fromkeys(prompts)
+                        for name, one in compared.items()
                     }
 
         found = asyncio.run(run())

@@ -62,13 +62,14 @@ def evaluate(
 ) -> None:
     """Label the texts of a gold set, or of several, and say how far the labels agree with it."""
     settings = settings_of(engine=engine_name, prompt=prompt_name)
+    how = prompt.load(settings.prompts, settings.prompt)
     with opened_database(settings) as database:
         if Path(gold).suffix in (".yaml", ".yml"):
             parts = sets.read_sets(sets.parse_declaration(Path(gold), Training), data, ["test"], names or [])
-            asyncio.run(_evaluate_sets(parts, limit, orders, settings, database, json_target, table_target))
+            asyncio.run(_evaluate_sets(parts, how, limit, orders, settings, database, json_target, table_target))
             return
         part = read_gold(gold, schema_name, settings, database)
-        found, more = asyncio.run(_evaluate_file(part, limit, orders, settings, database))
+        found, more = asyncio.run(_evaluate_file(part, how, limit, orders, settings, database))
         if json_target or report:
             with err.status("measuring"), db.read(database) as session:
                 document = findings.document(found, part.name, part.splits["test"], session) | more
@@ -76,11 +77,16 @@ def evaluate(
 
 
 async def _evaluate_file(
-    part: sets.Part, limit: int | None, orders: str | None, settings: Settings, database: Database
+    part: sets.Part,
+    how: prompt.Prompt,
+    limit: int | None,
+    orders: str | None,
+    settings: Settings,
+    database: Database,
 ) -> tuple[evaluation.Evaluation, dict[str, Any]]:
     async with opened(settings) as engine:
         with progress_bar() as progress:
-            found, more = await _measure(part, limit, orders, engine, settings, database, progress)
+            found, more = await _measure(part, how, limit, orders, engine, database, progress)
     print_agreement(out, found.tasks)
     asked = len(found.gold) - found.cached
     speed = f"{asked / found.seconds:.1f} texts/s, {found.tokens / asked:.1f} output tokens a text" if asked else ""
@@ -92,6 +98,7 @@ async def _evaluate_file(
 
 async def _evaluate_sets(
     parts: list[sets.Part],
+    how: prompt.Prompt,
     limit: int | None,
     orders: str | None,
     settings: Settings,
@@ -107,7 +114,7 @@ async def _evaluate_sets(
             for name, group in groupby(parts, attrgetter("of")):
                 each: dict[str, evaluation.Evaluation] = {}
                 for part in group:
-                    each[part.name], more = await _measure(part, limit, orders, engine, settings, database, progress)
+                    each[part.name], more = await _measure(part, how, limit, orders, engine, database, progress)
                     figures[part.name] = each[part.name].figures() | more
                 if len(each) > MANY:
                     figures[name] = evaluation.pooled(list(each.values()))
@@ -130,15 +137,15 @@ async def _evaluate_sets(
 
 async def _measure(
     part: sets.Part,
+    how: prompt.Prompt,
     limit: int | None,
     orders: str | None,
     engine: Engine,
-    settings: Settings,
     database: Database,
     progress: Progress,
 ) -> tuple[evaluation.Evaluation, dict[str, Any]]:
     """An evaluation, and what else is told of it: "refused", and "orders" where they were asked for."""
-    plan = Plan(part.schema, prompt.load(settings.prompts, settings.prompt), engine.identity)
+    plan = Plan(part.schema, how, engine.identity)
     gold = evaluation.sample(part.splits["test"], limit)
     found = await evaluated(gold, plan, engine, database, progress, part.name)
     more: dict[str, Any] = {"refused": len(part.refused)}
